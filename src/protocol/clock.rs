@@ -30,7 +30,21 @@
 //!
 //! # Figures
 //!
-//! TODO
+//! From the tests below: real headers, history and buffer over a simulated link, 60 ticks and 30
+//! snapshots a second, wall clocks apart by up to ±200 ppm, frame times varying by a tenth, six runs
+//! of a minute each. *Ahead* is by how many ticks the newest input precedes the tick that is being
+//! simulated, on average; at 20 frames a second one of them is owed to three ticks being sent at
+//! once.
+//!
+//! | one-way link | fps | late inputs | ahead |
+//! |---|---|---|---|
+//! | 20 ms, clean | 20 / 60 / 144 | 0 % | 2.0 / 0.8 / 0.9 ticks |
+//! | 75 ± 20 ms, 5 % loss | 20 / 60 / 144 | 0.5 / 0.2 / 0.1 % | 4.1 / 1.9 / 1.9 ticks |
+//! | 150 ± 30 ms, 2 % loss | 20 / 60 / 144 | 0.6 / 0.1 / 0.0 % | 3.5 / 2.3 / 2.2 ticks |
+//!
+//! No snaps, and after 5 s never more than a 5 % stretch. After the client was suspended for 5 s it
+//! snaps once, in its first frame; after the server was, once, within 0.25 s of its return.
+
 use std::collections::VecDeque;
 use std::time::Duration;
 
@@ -93,13 +107,14 @@ impl MarginMeter {
 /// How a [`ClockSync`] behaves. The defaults are what the module's figures were measured with.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ClockSettings {
-    /// Duration of a tick. Default: 1/60 s.
+    /// Duration of a tick, not zero. Default: 1/60 s.
     pub tick: Duration,
     /// Ticks of margin that even the worst inputs should have. Default 0: they arrive in the last
     /// moment, which is in time.
     pub spare_ticks: f32,
     /// Which share of the reports may be worse than that: 0 to 0.5. A report is the worst of 16
-    /// inputs, so the share of late inputs is about a tenth of it. Default: 0.06.
+    /// inputs, so the share of late inputs is about a tenth of it. Default: 0.12, with which it
+    /// stays below 1 % at 75 ± 20 ms and 5 % loss, whatever the frame rate.
     pub worse_reports: f32,
     /// Further off than this, in ticks, the clock is set rather than stretched. Default: 10.
     pub snap_beyond_ticks: f32,
@@ -110,7 +125,7 @@ impl Default for ClockSettings {
         Self {
             tick: Duration::from_nanos(16_666_667),
             spare_ticks: 0.0,
-            worse_reports: 0.06,
+            worse_reports: 0.12,
             snap_beyond_ticks: 10.0,
         }
     }
@@ -149,6 +164,8 @@ const JUMP_REPORTS: usize = 4;
 const WORSE_REPORTS: usize = 16;
 /// Without usable reports for this long, the round-trip time has to do.
 const REPORTS_STALE_AFTER: Duration = Duration::from_secs(2);
+/// The most to allow for jitter, in ticks, while it is guessed.
+const MAX_GUESSED_JITTER_TICKS: f64 = 4.0;
 /// How many recent ticks' phases are remembered: 4 s, more than any useful round trip.
 const PHASES: usize = 256;
 /// A margin at the end of its range says only "far off".
@@ -260,7 +277,7 @@ impl ClockSync {
             return;
         };
         self.last_report = Some(input_ack);
-        if margin.abs() == SATURATED_MARGIN {
+        if margin >= SATURATED_MARGIN || margin <= -SATURATED_MARGIN {
             self.bases.clear();
             return;
         }
@@ -305,8 +322,10 @@ impl ClockSync {
     }
 
     /// Margin to keep when all that is known is the mean deviation of the round-trip time.
+    ///
+    /// Bounded, because after a single sample that deviation is but a guess: half the round trip.
     fn margin_for(&self, jitter: Duration) -> f64 {
-        1.0 + 2.0 * self.in_ticks(jitter)
+        1.0 + (2.0 * self.in_ticks(jitter)).min(MAX_GUESSED_JITTER_TICKS)
     }
 
     fn phase_of(&self, tick: Tick) -> Option<f64> {
@@ -338,7 +357,7 @@ impl ClockSync {
         if back {
             // The server may for a round trip acknowledge ticks of before, which are to come again.
             let tick = self.settings.tick;
-            self.ignore_reports_until = now + self.rtt + self.rtt / 4 + tick * 4;
+            self.ignore_reports_until = now.saturating_add(self.rtt + self.rtt / 4 + tick * 4);
         }
     }
 
@@ -430,6 +449,8 @@ mod tests {
     const CLEAN: Link = Link { latency_ms: 20.0, jitter_ms: 0.0, loss: 0.0 };
     const ROUGH: Link = Link { latency_ms: 75.0, jitter_ms: 20.0, loss: 0.05 };
 
+    const FAR: Link = Link { latency_ms: 150.0, jitter_ms: 30.0, loss: 0.02 };
+
     /// Datagrams by the time they are due, in nanoseconds of true time.
     #[derive(Default)]
     struct Wire {
@@ -468,6 +489,7 @@ mod tests {
         server_stall: Option<(f64, f64)>,
         /// From when on the link is another.
         then: Option<(f64, Link)>,
+        settings: ClockSettings,
     }
 
     impl Default for Scenario {
@@ -481,6 +503,7 @@ mod tests {
                 client_stall: None,
                 server_stall: None,
                 then: None,
+                settings: ClockSettings::default(),
             }
         }
     }
@@ -552,6 +575,7 @@ mod tests {
         let mut server_tick = Tick(u32::MAX - 600); // wraps after ten seconds
         let mut next_server = rng.f64() * TICK;
         let mut next_frame = rng.f64() / scenario.fps;
+        let mut started = false;
         let mut outcome = Outcome { ticks: Vec::new(), speeds: Vec::new(), snaps: Vec::new() };
 
         loop {
@@ -579,7 +603,8 @@ mod tests {
                 server_tick += Ticks(1);
                 let fresh = matches!(buffer.take(server_tick), Taken::Fresh(_));
                 let ahead = buffer.newest().map_or(0, |newest| newest.distance_from(server_tick));
-                if buffer.newest().is_some() {
+                started |= fresh;
+                if started {
                     outcome.ticks.push(Simulated { at: now, fresh, ahead });
                 }
                 if server_tick.0.is_multiple_of(2) {
@@ -611,7 +636,7 @@ mod tests {
                     continue; // the first exchange is not done
                 };
                 let clock = clock.get_or_insert_with(|| {
-                    let mut clock = ClockSync::new(ClockSettings::default());
+                    let mut clock = ClockSync::new(scenario.settings);
                     client_tick = clock.start(snapshot_tick, rtt, jitter);
                     clock
                 });
@@ -620,7 +645,8 @@ mod tests {
                     history.handle_ack(ack);
                 }
             }
-            let mut datagram = client_acks.next_header(local).encode().to_vec();
+            let mut inputs = Vec::new();
+            let mut ticks_ran = false;
             if let Some(clock) = &mut clock {
                 // As Bevy does: no frame counts for more than a quarter of a second.
                 let delta = (now - last_frame.unwrap_or(now)).min(0.25);
@@ -628,6 +654,7 @@ mod tests {
                 while overstep >= 1.0 {
                     overstep -= 1.0;
                     client_tick += Ticks(1);
+                    ticks_ran = true;
                     history.push(client_tick, &[7]).expect("short");
                 }
                 let adjustment = clock.poll(local, client_tick, overstep as f32);
@@ -637,39 +664,160 @@ mod tests {
                     client_tick = tick;
                     outcome.snaps.push(now);
                 }
-                history.encode(&mut datagram, EncodeLimits::default());
+                history.encode(&mut inputs, EncodeLimits::default());
             }
             last_frame = Some(now);
-            up.send(now, link, &mut rng, datagram);
+            if ticks_ran || clock.is_none() {
+                let mut datagram = client_acks.next_header(local).encode().to_vec();
+                datagram.extend(inputs);
+                up.send(now, link, &mut rng, datagram);
+            }
+        }
+    }
+
+    /// Means over the runs of a scenario with different seeds and clock drifts of ±200 ppm.
+    fn assert_keeps(name: &str, scenario: Scenario, most_late: f64, most_ahead: f64) {
+        let runs = 6;
+        let (mut late, mut ahead, mut early_late) = (0.0, 0.0, 0.0);
+        for seed in 0..runs {
+            let drift_ppm = [-200.0, 0.0, 200.0][seed as usize % 3];
+            let outcome = run(Scenario { seed, drift_ppm, ..scenario });
+            late += outcome.late_ratio(3.0, 60.0) / runs as f64;
+            early_late += outcome.late_ratio(0.0, 3.0) / runs as f64;
+            ahead += outcome.mean_ahead(3.0, 60.0) / runs as f64;
+            assert!(outcome.snaps.is_empty(), "{name}: snapped at {:?}", outcome.snaps);
+            assert!(outcome.swings_per_s(3.0) < 0.1, "{name}: the speed swings");
+            assert!(
+                outcome.speeds.iter().all(|(_, speed)| (0.9..=1.1).contains(speed)),
+                "{name}: the speed leaves its bounds"
+            );
+            let settled = outcome.speeds.iter().filter(|(at, _)| *at > 5.0);
+            let firm = settled.filter(|(_, speed)| (speed - 1.0).abs() > GENTLE_STRETCH + 1e-6);
+            assert_eq!(firm.count(), 0, "{name}: stretched firmly after it had settled");
+        }
+        println!(
+            "{name}: late {:.2} %, in the first 3 s {:.2} %, ahead {ahead:.1} ticks",
+            late * 100.0,
+            early_late * 100.0
+        );
+        assert!(late <= most_late, "{name}: {late} late");
+        assert!(ahead <= most_ahead, "{name}: {ahead} ticks ahead on average");
+        assert!(early_late <= 0.05, "{name}: {early_late} late in the first seconds");
+    }
+
+    #[test]
+    fn a_clean_link_is_never_late() {
+        for (fps, most_ahead) in [(20.0, 2.5), (60.0, 1.5), (144.0, 1.5)] {
+            let scenario = Scenario { link: CLEAN, fps, ..Scenario::default() };
+            assert_keeps(&format!("clean at {fps} fps"), scenario, 0.0, most_ahead);
         }
     }
 
     #[test]
-    fn figures() {
-        for (name, link) in [
-            ("clean", CLEAN),
-            ("rough", ROUGH),
-            ("far", Link { latency_ms: 150.0, jitter_ms: 30.0, loss: 0.02 }),
-        ] {
-            for fps in [20.0, 60.0, 144.0] {
-                let runs = 6;
-                let (mut late, mut ahead, mut snaps, mut swings) = (0.0, 0.0, 0, 0.0);
-                let mut worst: f64 = 0.0;
-                for seed in 0..runs {
-                    let drift_ppm = [-200.0, 0.0, 200.0][seed as usize % 3];
-                    let outcome = run(Scenario { seed, link, fps, drift_ppm, ..Scenario::default() });
-                    late += outcome.late_ratio(3.0, 60.0);
-                    worst = worst.max(outcome.late_ratio(3.0, 60.0));
-                    ahead += outcome.mean_ahead(3.0, 60.0);
-                    snaps += outcome.snaps.len();
-                    swings += outcome.swings_per_s(3.0);
-                }
-                let n = runs as f64;
-                println!(
-                    "{name} {fps}: late {:.3}% worst {:.3}% ahead {:.2} snaps {snaps} swings {:.2}",
-                    late / n * 100.0, worst * 100.0, ahead / n, swings / n
-                );
-            }
+    fn a_rough_link_is_rarely_late() {
+        for (fps, most_ahead) in [(20.0, 4.5), (60.0, 2.5), (144.0, 2.5)] {
+            let scenario = Scenario { link: ROUGH, fps, ..Scenario::default() };
+            assert_keeps(&format!("rough at {fps} fps"), scenario, 0.01, most_ahead);
+        }
+    }
+
+    #[test]
+    fn a_long_way_does_not_make_it_swing() {
+        for (fps, most_ahead) in [(20.0, 4.5), (60.0, 3.0), (144.0, 3.0)] {
+            let scenario = Scenario { link: FAR, fps, ..Scenario::default() };
+            assert_keeps(&format!("far at {fps} fps"), scenario, 0.01, most_ahead);
+        }
+    }
+
+    #[test]
+    fn a_suspended_client_finds_its_place_at_once() {
+        for seed in 0..6 {
+            let outcome =
+                run(Scenario { seed, link: ROUGH, client_stall: Some((20.0, 5.0)), ..Scenario::default() });
+            let [snap] = outcome.snaps[..] else {
+                panic!("one snap is enough, not {:?}", outcome.snaps);
+            };
+            assert!((25.0..25.1).contains(&snap), "snapped at {snap}");
+            let late = outcome.late_ratio(25.3, 60.0);
+            assert!(late <= 0.01, "{late} late after it has settled");
+        }
+    }
+
+    #[test]
+    fn a_suspended_server_is_waited_for() {
+        for seed in 0..6 {
+            let outcome =
+                run(Scenario { seed, link: ROUGH, server_stall: Some((20.0, 5.0)), ..Scenario::default() });
+            println!("snaps {:?}", outcome.snaps);
+            assert!((1..=2).contains(&outcome.snaps.len()), "snapped at {:?}", outcome.snaps);
+            let settled = outcome.snaps.last().expect("some") + 0.3;
+            assert!(settled < 26.0, "took until {settled}");
+            let late = outcome.late_ratio(settled, 60.0);
+            let ahead = outcome.mean_ahead(settled + 12.0, 60.0);
+            assert!(late <= 0.01, "{late} late after it has settled");
+            assert!(ahead <= 3.0, "{ahead} ticks ahead");
+        }
+    }
+
+    #[test]
+    fn a_worse_route_is_adapted_to_within_two_seconds() {
+        for seed in 0..6 {
+            let outcome = run(Scenario {
+                seed,
+                link: CLEAN,
+                then: Some((20.0, FAR)),
+                length: 90.0,
+                ..Scenario::default()
+            });
+            let late = outcome.late_ratio(22.0, 60.0);
+            assert!(late <= 0.02, "{late} late");
+            let outcome = run(Scenario {
+                seed,
+                link: FAR,
+                then: Some((20.0, CLEAN)),
+                length: 90.0,
+                ..Scenario::default()
+            });
+            let (late, ahead) = (outcome.late_ratio(20.0, 60.0), outcome.mean_ahead(50.0, 90.0));
+            assert!(late <= 0.005, "{late} late because the route got better");
+            assert!(ahead <= 2.0, "{ahead} ticks ahead half a minute later");
+        }
+    }
+
+    #[test]
+    fn a_late_input_is_a_negative_margin() {
+        let mut meter = MarginMeter::new();
+        assert_eq!(meter.report(), None);
+        meter.handle_arrival(Tick(u32::MAX), Tick(3));
+        assert_eq!(meter.report(), Some(3), "needed four ticks later; one would have been in time");
+        meter.handle_arrival(Tick(3), Tick(4));
+        assert_eq!(meter.report(), Some(0));
+        meter.handle_arrival(Tick(5), Tick(5));
+        assert_eq!(meter.report(), Some(-1));
+        for tick in 6..22 {
+            meter.handle_arrival(Tick(tick - 3), Tick(tick));
+        }
+        assert_eq!(meter.report(), Some(2), "only the last 16 count");
+        meter.handle_arrival(Tick(0), Tick(1 << 30));
+        assert_eq!(meter.report(), Some(127), "far off is all that fits, and a jump voids the rest");
+    }
+
+    #[test]
+    fn nonsense_from_a_server_does_not_panic() {
+        let mut rng = fastrand::Rng::with_seed(3);
+        let mut clock = ClockSync::new(ClockSettings::default());
+        clock.start(Tick(5), Duration::MAX / 4, Duration::ZERO);
+        let mut client_tick = Tick(5);
+        for i in 0..20_000 {
+            let now = Duration::from_millis(i * 5);
+            let rtt = Duration::from_millis(rng.u64(..5_000));
+            let input_ack = Tick(client_tick.0.wrapping_sub(rng.u32(..300)));
+            let margin = rng.bool().then(|| rng.i8(..));
+            clock.handle_snapshot(now, Tick(rng.u32(..)), margin, Some(input_ack), rtt, rtt);
+            client_tick += Ticks(rng.u32(..3));
+            let adjustment = clock.poll(now, client_tick, rng.f32());
+            assert!((0.9..=1.1).contains(&adjustment.speed));
+            client_tick = adjustment.snap.unwrap_or(client_tick);
         }
     }
 }
