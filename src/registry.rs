@@ -19,8 +19,8 @@ use crate::protocol::replica::ValueRef;
 use crate::replication::SpawnKey;
 use crate::server;
 use crate::tick::Tick;
-use crate::wire::quantize::{MAX_WORDS, Quantize};
-use crate::wire::{fields, serial};
+use crate::wire::quantize::{Field, MAX_WORDS, Quantize};
+use crate::wire::serial;
 
 /// Registers what is replicated. Implemented for [`App`].
 ///
@@ -178,7 +178,10 @@ impl<'a, C: Component + Clone> Registration<'a, C> {
 
     /// Shows it delayed with the rest of an interpolated entity, without values in between.
     #[must_use]
-    pub fn interpolate_step(mut self) -> Self {
+    pub fn interpolate_step(mut self) -> Self
+    where
+        C: Component<Mutability = Mutable>,
+    {
         self.rule().interpolation = Some(Interpolation::step());
         self
     }
@@ -296,7 +299,7 @@ enum Codec<C> {
         encode: fn(&C, &mut Vec<u8>) -> Result<(), serial::SerialError>,
         decode: fn(&[u8]) -> Result<C, serial::SerialError>,
     },
-    Quantized { quantizer: Box<dyn Quantize<C>>, fields: Vec<fields::Field> },
+    Quantized { quantizer: Box<dyn Quantize<C>>, fields: Vec<Field> },
 }
 
 /// How one component is drawn.
@@ -308,8 +311,8 @@ pub(crate) struct Interpolation<C> {
 
 /// [`Blend`], for types that are not known to implement it.
 pub(crate) struct BlendFns<C> {
-    pub blend: fn(&C, &C, f32) -> C,
     pub distance: fn(&C, &C) -> f32,
+    pub offset: fn(&C, &C, &C, f32) -> C,
 }
 
 impl<C> Clone for BlendFns<C> {
@@ -320,7 +323,7 @@ impl<C> Clone for BlendFns<C> {
 
 impl<C> Copy for BlendFns<C> {}
 
-impl<C: Component + Clone> Interpolation<C> {
+impl<C: Component<Mutability = Mutable> + Clone> Interpolation<C> {
     fn step() -> Self {
         let install = client::interpolate::install_step::<C>;
         Self { blend: None, teleport_distance: None, install }
@@ -329,7 +332,7 @@ impl<C: Component + Clone> Interpolation<C> {
 
 impl<C: Component<Mutability = Mutable> + Blend> Interpolation<C> {
     fn linear() -> Self {
-        let blend = BlendFns { blend: C::blend, distance: C::distance };
+        let blend = BlendFns { distance: C::distance, offset: C::offset };
         let install = client::interpolate::install_linear::<C>;
         Self { blend: Some(blend), teleport_distance: None, install }
     }
@@ -416,8 +419,22 @@ impl<C: Component + Clone> ComponentRule<C> {
         }
     }
 
-    pub fn set(&self, entity: &mut EntityWorldMut, value: C) {
-        (self.set)(entity, value);
+    /// Writes a value to an entity.
+    pub fn setter(&self) -> fn(&mut EntityWorldMut, C) {
+        self.set
+    }
+
+    pub fn blend_fns(&self) -> Option<BlendFns<C>> {
+        self.interpolation.as_ref()?.blend
+    }
+
+    /// Whether two values are too far apart to be drawn between.
+    pub fn is_teleport(&self, a: &C, b: &C) -> bool {
+        self.interpolation.as_ref().is_some_and(|interpolation| {
+            let blend = interpolation.blend;
+            let limit = interpolation.teleport_distance;
+            blend.zip(limit).is_some_and(|(blend, limit)| (blend.distance)(a, b) > limit)
+        })
     }
 
     fn layout(&self) -> Layout {
@@ -431,7 +448,7 @@ impl<C: Component + Clone> ComponentRule<C> {
     fn describe(&self) -> String {
         let mut text = format!("component {}", type_name::<C>());
         if let Codec::Quantized { fields, .. } = &self.codec {
-            let widths: Vec<_> = fields.iter().map(|field| field.bits.to_string()).collect();
+            let widths: Vec<_> = fields.iter().map(|field| field.bits().to_string()).collect();
             text += &format!(" quantized to {} bits", widths.join("+"));
         }
         if self.predicted {

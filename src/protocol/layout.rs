@@ -44,8 +44,8 @@ impl Layouts {
     }
 }
 
-/// Who simulates an entity ahead of the server.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// Who simulates an entity ahead of the server. A component of server entities.
+#[derive(bevy::prelude::Component, Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum PredictedBy {
     /// The client whose session owns it; everybody else interpolates.
     #[default]

@@ -23,6 +23,7 @@ pub struct Replica {
     layouts: Layouts,
     entities: HashMap<NetId, ReplicaEntity>,
     newest: Option<Tick>,
+    newest_complete: Option<Tick>,
     /// Values that came before the snapshot which mentions them.
     early: HashMap<(NetId, ComponentId), ApartValue>,
     early_bytes: usize,
@@ -35,6 +36,7 @@ pub struct Replica {
 pub struct ReplicaEntity {
     /// Owner and prediction role.
     pub meta: Meta,
+    mentioned: Tick,
     components: SmallVec<[(ComponentId, Value); 4]>,
 }
 
@@ -107,6 +109,7 @@ impl Replica {
             layouts,
             entities: HashMap::new(),
             newest: None,
+            newest_complete: None,
             early: HashMap::new(),
             early_bytes: 0,
             max_entities,
@@ -119,6 +122,11 @@ impl Replica {
         self.newest
     }
 
+    /// Tick of the newest snapshot taken that held everything.
+    pub fn newest_complete(&self) -> Option<Tick> {
+        self.newest_complete
+    }
+
     /// The entities held.
     pub fn entities(&self) -> impl Iterator<Item = (NetId, &ReplicaEntity)> {
         self.entities.iter().map(|(&net, entity)| (net, entity))
@@ -127,6 +135,13 @@ impl Replica {
     /// One entity.
     pub fn entity(&self, net: NetId) -> Option<&ReplicaEntity> {
         self.entities.get(&net)
+    }
+
+    /// The tick of which an entity's values are known to be the server's: its values have not changed from when they
+    /// were received until then.
+    pub fn confirmed(&self, net: NetId) -> Option<Tick> {
+        let mentioned = self.entities.get(&net)?.mentioned;
+        Some(self.newest_complete.map_or(mentioned, |complete| complete.latest(mentioned)))
     }
 
     /// Takes a snapshot; what it did is appended to `changes`.
@@ -173,6 +188,9 @@ impl Replica {
             }
         }
         self.newest = Some(header.tick);
+        if complete {
+            self.newest_complete = Some(header.tick);
+        }
         Ok(Taken { header, complete })
     }
 
@@ -227,6 +245,7 @@ impl Replica {
         let Some(entity) = self.entities.get_mut(&net) else {
             return Err(SnapshotError::MissingBaseline);
         };
+        entity.mentioned = tick;
         if known.is_none() || input.read_bit()? {
             let meta = snapshot::read_structure(&self.layouts, input, &mut self.structure)?;
             if meta != entity.meta {

@@ -40,6 +40,8 @@ pub struct InputReport {
     pub newest: Tick,
     /// See [`MarginMeter`](super::clock::MarginMeter).
     pub margin: Option<i8>,
+    /// How many inputs came after their tick so far, modulo 16: enough to count along.
+    pub late: u8,
 }
 
 impl SnapshotHeader {
@@ -50,6 +52,7 @@ impl SnapshotHeader {
         out.write_bit(self.inputs.is_some());
         if let Some(inputs) = self.inputs {
             out.write_signed_exp_golomb(inputs.newest.distance_from(self.tick), 3);
+            out.write_bits(u32::from(inputs.late % 16), 4);
             out.write_bit(inputs.margin.is_some());
             if let Some(margin) = inputs.margin {
                 out.write_signed_exp_golomb(i32::from(margin), 3);
@@ -64,13 +67,14 @@ impl SnapshotHeader {
         let previous = tick - Ticks(input.read_exp_golomb(1)?);
         let inputs = if input.read_bit()? {
             let newest = Tick(tick.0.wrapping_add_signed(input.read_signed_exp_golomb(3)?));
+            let late = input.read_bits(4)? as u8;
             let margin = if input.read_bit()? {
                 let margin = input.read_signed_exp_golomb(3)?;
                 Some(i8::try_from(margin).map_err(|_| WireError::InvalidValue("input margin"))?)
             } else {
                 None
             };
-            Some(InputReport { newest, margin })
+            Some(InputReport { newest, margin, late })
         } else {
             None
         };

@@ -18,7 +18,7 @@ use super::archive::{Archive, PartitionId, Record, StoredValue};
 use super::layout::{ComponentId, Layout, NetId};
 use super::snapshot::{self, Base, BytesValue, IdCoder, InputReport, SnapshotHeader};
 use crate::tick::{Tick, Ticks};
-use crate::wire::bits::BitWriter;
+use crate::wire::bits::{BitWriter, Bits};
 use crate::wire::quantize;
 
 /// What one client knows of the archive.
@@ -108,7 +108,7 @@ pub struct BlockCache {
 
 #[derive(Debug)]
 struct Block {
-    bits: BitWriter,
+    bits: Bits,
     entities: usize,
 }
 
@@ -273,7 +273,7 @@ impl View {
         let mut bits = out.bit_len() + TRAILER_BITS;
         for &partition in &self.partitions {
             let block = cache.block(archive, tick, partition, self.baseline)?;
-            bits += block.bits.bit_len();
+            bits += block.bits.len();
             encoded.entities += block.entities;
         }
         if bits > end {
@@ -629,7 +629,7 @@ impl Block {
             }
         }
         bits.write_bit(false);
-        Some(Self { bits, entities: gone.len() + changed.len() })
+        Some(Self { bits: bits.take(), entities: gone.len() + changed.len() })
     }
 }
 

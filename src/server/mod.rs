@@ -23,7 +23,7 @@ pub use links::{ClientAddress, LinkStats, SessionPlugin};
 pub use messages::MessagePlugin;
 pub use send::SendPlugin;
 
-pub(crate) use links::Links;
+pub(crate) use links::{Links, RESYNC_REQUEST};
 
 /// What a server can be told. Every field has a default.
 #[derive(Clone, Debug)]

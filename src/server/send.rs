@@ -100,6 +100,7 @@ fn send_snapshots(
         let report = inputs.buffer.newest().map(|newest| InputReport {
             newest,
             margin: inputs.buffer.margin(),
+            late: (inputs.buffer.counts().late % 16) as u8,
         });
         snapshot.clear();
         outgoing.view.encode(
