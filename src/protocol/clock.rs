@@ -864,7 +864,6 @@ mod tests {
                 server_stall: Some((20.0, 5.0)),
                 ..Scenario::default()
             });
-            println!("snaps {:?}", outcome.snaps);
             assert!(
                 (1..=2).contains(&outcome.snaps.len()),
                 "snapped at {:?}",
@@ -931,6 +930,32 @@ mod tests {
             Some(127),
             "far off is all that fits, and a jump voids the rest"
         );
+    }
+
+    #[test]
+    fn without_inputs_the_round_trip_has_to_do() {
+        let rtt = Duration::from_millis(100);
+        let jitter = Duration::from_millis(5);
+        let mut clock = ClockSync::new(ClockSettings::default());
+        let mut client_tick = clock.start(Tick(0), rtt, jitter);
+        let mut overstep = 0.0;
+        for frame in 0..6_000u32 {
+            // The client's wall clock is off by 200 ppm; a snapshot comes every other tick.
+            let now = Duration::from_secs_f64(f64::from(frame) * TICK * 1.000_2);
+            if frame.is_multiple_of(2) {
+                clock.handle_snapshot(now, Tick(frame), None, None, rtt, jitter);
+            }
+            let adjustment = clock.poll(now, client_tick, overstep as f32);
+            assert_eq!(adjustment.snap, None);
+            overstep += 1.000_2 * f64::from(adjustment.speed);
+            client_tick += Ticks(overstep as u32);
+            overstep = overstep.fract();
+            let ahead = client_tick.distance_from(Tick(frame));
+            assert!(
+                (7..=11).contains(&ahead),
+                "{ahead} ticks ahead, of which 6 are the round trip"
+            );
+        }
     }
 
     #[test]

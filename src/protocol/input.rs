@@ -26,7 +26,8 @@
 //! | 2 patch | as long as the previous one; a mask of changed bytes (`n` itself up to 6 bytes, else `len / 8` rounded up bytes), then the changed bytes |
 //! | 3 one byte | as the previous one but for byte `n`, which follows |
 //!
-//! Ten equal inputs of four bytes take 9 bytes; sixty-four take no more.
+//! Ten equal inputs of four bytes take 9 bytes; sixty-four take no more. A message of sixteen
+//! inputs costs the server 50 to 140 ns, with taking one out (`benches/input.rs`).
 //!
 //! # Epochs
 //!
