@@ -22,7 +22,7 @@ pub mod udp;
 
 pub use conditioner::{Conditioned, ConditionedServer, LinkConditions};
 pub use local::{LocalClient, LocalConnector, LocalServer};
-// pub use udp::{UdpClient, UdpClientConfig, UdpServer, UdpServerConfig};
+pub use udp::{UdpClient, UdpClientConfig, UdpServer, UdpServerConfig};
 
 /// The size to coalesce datagrams to, in bytes.
 ///
@@ -232,7 +232,7 @@ pub trait ServerTransport: Send + Sync + 'static {
     fn stats(&self) -> TransportStats;
 
     /// Closes all links and stops, within a bounded time (UDP: 200 ms). No link opens after this.
-    /// Dropping the transport does the same.
+    /// Dropping the transport does the same, and frees its port.
     fn shutdown(&mut self);
 }
 
