@@ -13,6 +13,8 @@ pub mod rooms;
 pub mod schedule;
 pub mod server;
 pub mod session;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 pub mod tick;
 pub mod transport;
 pub mod wire;

@@ -170,7 +170,7 @@ impl<'a, C: Component + Clone> Registration<'a, C> {
     /// Predicts it, and corrects it when `differs(server, client)`.
     #[must_use]
     pub fn correct_when(mut self, differs: fn(&C, &C) -> bool) -> Self {
-        let rule = self.rule();
+        let mut rule = self.rule();
         rule.predicted = true;
         rule.differs = Some(differs);
         self

@@ -7,7 +7,7 @@ use bevy::prelude::*;
 use super::apply::Mirror;
 use super::inputs::SentInputs;
 use super::stats::ClientStats;
-use super::{ClientConfig, predict};
+use super::ClientConfig;
 use crate::message;
 use crate::peer::{CONTROL_CHANNEL, ChunkKind, Peer, Side};
 use crate::protocol::clock::{ClockSettings, ClockSync};
@@ -27,7 +27,7 @@ use crate::transport::{ClientLinkState, ClientTransport};
 use crate::wire::serial;
 
 /// Connects, keeps the clock in step with the server's, and sends inputs.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub struct ConnectionPlugin {
     /// The client's settings.
     pub config: ClientConfig,

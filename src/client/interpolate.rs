@@ -159,15 +159,15 @@ fn interpolate_hermite<C: Component<Mutability = Mutable> + Blend, V: Component 
             None => velocity.cloned(),
         };
         let drawn = match &sample {
-            Sample::Between { before: (from, a), after: (to, b), t } => {
-                match (velocity_at(*from), velocity_at(*to)) {
+            &Sample::Between { before: (from, a), after: (to, b), t } => {
+                match (velocity_at(from), velocity_at(to)) {
                     (Some(va), Some(vb)) => {
-                        let third = to.distance_from(*from) as f32 * seconds_per_tick / 3.0;
+                        let third = to.distance_from(from) as f32 * seconds_per_tick / 3.0;
                         let c1 = (hermite.advance)(a, &va, third);
                         let c2 = (hermite.advance)(b, &vb, -third);
-                        Some(bezier(a, &c1, &c2, b, *t))
+                        Some(bezier(a, &c1, &c2, b, t))
                     }
-                    _ => Some(a.blend(b, *t)),
+                    _ => Some(a.blend(b, t)),
                 }
             }
             _ => sample.blend(C::blend),

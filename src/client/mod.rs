@@ -1,6 +1,6 @@
 //! The client: thin plugins around the protocol core, one per capability.
 
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::ToSocketAddrs;
 use std::time::Duration;
 
 use bevy::app::PluginGroupBuilder;
@@ -30,12 +30,10 @@ pub use predict::PredictionPlugin;
 pub use stats::ClientStats;
 
 /// What a client can be told. Every field has a default.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct ClientConfig {
-    /// The server's UDP address; none by default.
-    pub server: Option<SocketAddr>,
-    /// What proves who this is. By default nothing: for development.
-    pub auth: ClientAuth,
+    /// Whom to connect to over UDP, and as whom; nobody by default.
+    pub udp: Option<ClientAuth>,
     /// What the player is called. Default: "Player".
     pub name: String,
     /// Give up connecting after this. Default 10 s.
@@ -52,8 +50,7 @@ pub struct ClientConfig {
 impl Default for ClientConfig {
     fn default() -> Self {
         Self {
-            server: None,
-            auth: ClientAuth::Insecure { client_id: None },
+            udp: None,
             name: "Player".into(),
             connect_timeout: Duration::from_secs(10),
             timeout: Duration::from_secs(5),
@@ -73,7 +70,7 @@ impl Default for ClientConfig {
 ///     .add_plugins((MinimalPlugins, TandemClientPlugins::connect("127.0.0.1:5000"), game))
 ///     .run();
 /// ```
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub struct TandemClientPlugins {
     config: ClientConfig,
 }
@@ -89,7 +86,10 @@ impl TandemClientPlugins {
         let server = server.unwrap_or_else(|| {
             panic!("`{address}` is not an address that can be found; write it as 127.0.0.1:5000")
         });
-        Self::with_config(ClientConfig { server: Some(server), ..default() })
+        Self::with_config(ClientConfig {
+            udp: Some(UdpClientConfig::insecure(server).auth),
+            ..default()
+        })
     }
 
     /// A client with settings of its own.
@@ -134,16 +134,14 @@ struct UdpConnector {
 
 impl Plugin for UdpConnector {
     fn build(&self, app: &mut App) {
-        let Some(server) = self.config.server else { return };
+        let Some(auth) = self.config.udp.clone() else { return };
         let config = UdpClientConfig {
-            server,
-            auth: self.config.auth.clone(),
             connect_timeout: self.config.connect_timeout,
             timeout: self.config.timeout,
-            ..default()
+            ..UdpClientConfig::new(auth)
         };
         match UdpClient::connect(config) {
-            Ok(client) => match self.config.conditions {
+            Ok(client) => match self.config.conditions.clone() {
                 Some(conditions) => app.connect_over(Conditioned::new(client, conditions)),
                 None => app.connect_over(client),
             },

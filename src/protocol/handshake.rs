@@ -26,7 +26,7 @@ pub struct Hello {
 }
 
 /// The server's messages about the connection itself and values too large for snapshots.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Control {
     /// The client is in.
     Welcome {

@@ -198,12 +198,17 @@ impl Replica {
     pub fn handle_apart(&mut self, value: ApartValue, changes: &mut Vec<Change>) {
         let key = (value.net, value.component);
         let slot = self.entities.get_mut(&key.0).and_then(|entity| entity.value_mut(key.1));
+        let (is_awaited, is_known) = match slot.as_deref() {
+            Some(Value::Awaited { version }) => (*version == value.version, false),
+            Some(Value::Bytes { version, .. }) => (false, *version == Some(value.version)),
+            _ => (false, false),
+        };
         match slot {
-            Some(slot) if matches!(slot, Value::Awaited { version } if *version == value.version) => {
+            _ if is_known => {}
+            Some(slot) if is_awaited => {
                 *slot = Value::Bytes { bytes: value.bytes, version: Some(value.version) };
                 changes.push(Change::Set(key.0, key.1));
             }
-            Some(Value::Bytes { version, .. }) if *version == Some(value.version) => {}
             _ => {
                 self.forget_early(key);
                 if self.early_bytes + value.bytes.len() <= MAX_EARLY_BYTES {

@@ -16,7 +16,6 @@ use crate::protocol::handshake::{
     Control, DisconnectReason, Hello, WIRE_VERSION, fingerprint, is_valid_name,
 };
 use crate::registry::Registry;
-use crate::replication::Owns;
 use crate::schedule::{CurrentTick, TandemSystems};
 use crate::server::collect::Replication;
 use crate::session::{Kick, Session, SessionId, SessionJoined, SessionLeft};
@@ -24,7 +23,7 @@ use crate::transport::{CloseReason, LinkEvent, LinkId, ServerTransport, Transpor
 use crate::wire::serial;
 
 /// Lets clients in and makes them sessions.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub struct SessionPlugin {
     /// The server's settings.
     pub config: ServerConfig,
@@ -101,8 +100,9 @@ struct Greeting {
 }
 
 impl Links {
-    pub fn add(&mut self, transport: Box<dyn ServerTransport>) {
-        self.transports.push(transport);
+    pub fn add<T: ServerTransport>(&mut self, make: impl FnOnce(u8) -> T) {
+        let index = u8::try_from(self.transports.len()).expect("at most 256 transports");
+        self.transports.push(Box::new(make(index)));
     }
 
     pub fn send(&mut self, now: Duration, link: LinkId, datagram: &[u8]) {
@@ -132,7 +132,8 @@ impl Links {
     }
 
     fn stats(&self) -> TransportStats {
-        self.transports.iter().map(|transport| transport.stats()).sum()
+        let stats = self.transports.iter().map(|transport| transport.stats());
+        stats.fold(TransportStats::default(), |sum, stats| sum + stats)
     }
 }
 

@@ -19,7 +19,7 @@ use crate::wire::bits::BitWriter;
 use crate::wire::serial;
 
 /// Sends snapshots.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub struct SendPlugin {
     /// The server's settings.
     pub config: ServerConfig,

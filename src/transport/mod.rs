@@ -192,6 +192,37 @@ pub struct Rejected {
     pub unsendable: u64,
 }
 
+impl core::ops::Add for TransportStats {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            bytes_in: self.bytes_in + other.bytes_in,
+            bytes_out: self.bytes_out + other.bytes_out,
+            datagrams_in: self.datagrams_in + other.datagrams_in,
+            datagrams_out: self.datagrams_out + other.datagrams_out,
+            rejected: self.rejected + other.rejected,
+        }
+    }
+}
+
+impl core::ops::Add for Rejected {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            malformed: self.malformed + other.malformed,
+            unknown: self.unknown + other.unknown,
+            handshake: self.handshake + other.handshake,
+            unauthentic: self.unauthentic + other.unauthentic,
+            over_budget: self.over_budget + other.over_budget,
+            inbox_full: self.inbox_full + other.inbox_full,
+            outbox_full: self.outbox_full + other.outbox_full,
+            unsendable: self.unsendable + other.unsendable,
+        }
+    }
+}
+
 impl Rejected {
     /// All causes together.
     pub fn total(&self) -> u64 {

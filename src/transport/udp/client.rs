@@ -75,7 +75,8 @@ impl UdpClientConfig {
         Self::new(ClientAuth::Token(Box::new(token)))
     }
 
-    fn new(auth: ClientAuth) -> Self {
+    /// Connects as `auth` says, with the defaults.
+    pub fn new(auth: ClientAuth) -> Self {
         Self {
             auth,
             connect_timeout: Duration::from_secs(10),
