@@ -58,7 +58,7 @@ fn mutate(rng: &mut Rng, bytes: &mut Vec<u8>) {
             1 if len > 0 => bytes[rng.usize(0..len)] = rng.u8(..),
             2 if len > 0 => {
                 bytes[rng.usize(0..len)] =
-                    [0, 1, 0x3f, 0x40, 0x7f, 0x80, 0xc0, 0xff][rng.usize(0..8)]
+                    [0, 1, 0x3f, 0x40, 0x7f, 0x80, 0xc0, 0xff][rng.usize(0..8)];
             }
             3 => bytes.truncate(rng.usize(0..=len)),
             4 => bytes.extend(random_bytes(rng, 20)),

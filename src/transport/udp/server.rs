@@ -8,7 +8,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use super::shards::{Output, Packets, Shards, ShardsConfig};
 use super::socket::{self, ReceiveBatch};
@@ -147,6 +147,8 @@ pub struct UdpServer {
     /// Batches that were sent, to be filled again.
     used_batches: Receiver<Batch>,
     threads: Vec<JoinHandle<()>>,
+    /// A thread that ended by itself is a bug, and worth a line in the log.
+    reported_dead: bool,
     /// What this side of the queues dropped.
     rejected: Rejected,
 }
@@ -261,6 +263,7 @@ impl UdpServer {
             outbox: Some(outbox),
             used_batches,
             threads: Vec::with_capacity(2),
+            reported_dead: false,
             rejected: Rejected::default(),
         };
         // If the second thread cannot be made, dropping `server` stops the first.
@@ -288,6 +291,10 @@ impl UdpServer {
 
 impl ServerTransport for UdpServer {
     fn receive(&mut self, _now: Duration, events: &mut Vec<LinkEvent>) {
+        if !self.reported_dead && self.threads.iter().any(JoinHandle::is_finished) {
+            self.reported_dead = true;
+            error!("a thread of the UDP transport panicked; restart the server");
+        }
         let mut inbox = lock(&self.shared.inbox);
         if events.is_empty() {
             std::mem::swap(events, &mut inbox.events);

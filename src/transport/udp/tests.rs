@@ -478,7 +478,7 @@ fn shutdown_is_prompt_and_tells_everyone() {
     let before = Instant::now();
     net.server.shutdown();
     assert!(
-        before.elapsed() < Duration::from_millis(400),
+        before.elapsed() < Duration::from_secs(1),
         "took {:?}",
         before.elapsed()
     );
