@@ -71,10 +71,9 @@ impl TestNet {
         config: ServerConfig,
     ) -> Self {
         let mut server = App::new();
-        server.add_plugins((MinimalPlugins, TransformPlugin)).add_plugins((
-            TandemServerPlugins::with_config(config),
-            game,
-        ));
+        server
+            .add_plugins((MinimalPlugins, TransformPlugin))
+            .add_plugins((TandemServerPlugins::with_config(config), game));
         let mut connector = None;
         server.add_transport(|index| {
             let local = LocalServer::with_transport_index(index);
@@ -83,12 +82,25 @@ impl TestNet {
         });
         start(&mut server, TICK);
         let connector = connector.expect("the transport was made a few lines above");
-        Self { server, clients: Vec::new(), game, connector, conditions, frame: TICK }
+        Self {
+            server,
+            clients: Vec::new(),
+            game,
+            connector,
+            conditions,
+            frame: TICK,
+        }
     }
 
     /// Adds a client that connects. Run a few ticks before it is in.
     pub fn join(&mut self, name: &str) -> TestClientId {
-        self.join_with(self.game, ClientConfig { name: name.into(), ..default() })
+        self.join_with(
+            self.game,
+            ClientConfig {
+                name: name.into(),
+                ..default()
+            },
+        )
     }
 
     /// Adds a client with a game or settings of its own.
@@ -98,7 +110,12 @@ impl TestNet {
             .add_plugins((TandemClientPlugins::with_config(config), game));
         start(&mut app, TICK);
         let id = TestClientId(self.clients.len());
-        self.clients.push(TestClient { app, frame: TICK, waited: Duration::ZERO, is_paused: false });
+        self.clients.push(TestClient {
+            app,
+            frame: TICK,
+            waited: Duration::ZERO,
+            is_paused: false,
+        });
         self.connect(id);
         id
     }
@@ -106,7 +123,10 @@ impl TestNet {
     /// Lets a client connect (again) over a new link.
     pub fn connect(&mut self, client: TestClientId) {
         let seed = self.conditions.seed.wrapping_add(client.0 as u64);
-        let link = Conditioned::new(self.connector.connect(), self.conditions.clone().with_seed(seed));
+        let link = Conditioned::new(
+            self.connector.connect(),
+            self.conditions.clone().with_seed(seed),
+        );
         self.client(client).connect_over(link);
     }
 
@@ -127,9 +147,15 @@ impl TestNet {
 
     /// The server's entity for a client's session, once it is in.
     pub fn session(&mut self, client: TestClientId) -> Option<Entity> {
-        let id: SessionId = self.client(client).world().resource::<Connection>().session()?;
+        let id: SessionId = self
+            .client(client)
+            .world()
+            .resource::<Connection>()
+            .session()?;
         let mut sessions = self.server.world_mut().query::<(Entity, &Session)>();
-        let found = sessions.iter(self.server.world()).find(|(_, session)| session.id == id);
+        let found = sessions
+            .iter(self.server.world())
+            .find(|(_, session)| session.id == id);
         found.map(|(entity, _)| entity)
     }
 
@@ -137,7 +163,9 @@ impl TestNet {
     pub fn set_frame_rate(&mut self, client: TestClientId, frames_per_second: f64) {
         let client = &mut self.clients[client.0];
         client.frame = Duration::from_secs_f64(1.0 / frames_per_second);
-        client.app.insert_resource(TimeUpdateStrategy::ManualDuration(client.frame));
+        client
+            .app
+            .insert_resource(TimeUpdateStrategy::ManualDuration(client.frame));
     }
 
     /// Stops a client, or lets it go on: its next frame then takes as long as the pause was.
@@ -159,10 +187,12 @@ impl TestNet {
             self.run_clients();
         }
         self.frame += TICK * ticks.0;
-        self.server.insert_resource(TimeUpdateStrategy::ManualDuration(self.frame));
+        self.server
+            .insert_resource(TimeUpdateStrategy::ManualDuration(self.frame));
         self.server.update();
         self.frame = TICK;
-        self.server.insert_resource(TimeUpdateStrategy::ManualDuration(self.frame));
+        self.server
+            .insert_resource(TimeUpdateStrategy::ManualDuration(self.frame));
         self.run_clients();
     }
 
@@ -176,9 +206,13 @@ impl TestNet {
                 // After a pause, one long frame.
                 let long = client.waited;
                 client.waited = Duration::ZERO;
-                client.app.insert_resource(TimeUpdateStrategy::ManualDuration(long));
+                client
+                    .app
+                    .insert_resource(TimeUpdateStrategy::ManualDuration(long));
                 client.app.update();
-                client.app.insert_resource(TimeUpdateStrategy::ManualDuration(client.frame));
+                client
+                    .app
+                    .insert_resource(TimeUpdateStrategy::ManualDuration(client.frame));
             }
             while client.waited >= client.frame {
                 client.waited -= client.frame;

@@ -10,9 +10,7 @@ use super::stats::ClientStats;
 use crate::protocol::layout::{ComponentId, Layouts, Meta, NetId, PredictedBy};
 use crate::protocol::replica::{Change, Replica, SnapshotError, Taken, ValueRef};
 use crate::registry::{ComponentRule, Registry};
-use crate::replication::{
-    Interpolated, Owned, Owner, Predicted, Replicated, Simulated, SpawnKey,
-};
+use crate::replication::{Interpolated, Owned, Owner, Predicted, Replicated, Simulated, SpawnKey};
 use crate::schedule::{CurrentTick, TandemSystems};
 use crate::session::SessionId;
 use crate::tick::{Tick, Ticks};
@@ -25,7 +23,9 @@ impl Plugin for ReplicationPlugin {
     fn build(&self, app: &mut App) {
         app.add_systems(
             PreUpdate,
-            apply_snapshots.in_set(TandemSystems::Apply).run_if(connected),
+            apply_snapshots
+                .in_set(TandemSystems::Apply)
+                .run_if(connected),
         );
     }
 
@@ -59,7 +59,7 @@ pub(crate) struct Mirror {
 
 /// The entity that stands for one of the server's.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Local {
+pub(crate) struct Local {
     pub entity: Entity,
     pub role: Role,
     /// The newest tick of the server's for which the prediction was compared.
@@ -71,7 +71,7 @@ pub(super) struct Local {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Role {
+pub(crate) enum Role {
     Predicted,
     Interpolated,
 }
@@ -82,7 +82,7 @@ pub(super) struct Mirrored;
 
 /// A value that came for an entity.
 #[derive(Clone, Copy)]
-pub(super) struct Arrival {
+pub(crate) struct Arrival {
     pub entity: Entity,
     pub role: Role,
     pub tick: Tick,
@@ -121,11 +121,18 @@ impl Mirror {
 
     /// Removes all copies.
     pub fn end(world: &mut World) {
-        let Some(mut mirror) = world.get_resource_mut::<Self>() else { return };
+        let Some(mut mirror) = world.get_resource_mut::<Self>() else {
+            return;
+        };
         let emptied = Self::new(mirror.layouts.clone());
         let before = std::mem::replace(&mut *mirror, emptied);
         let leaving = before.leaving.into_iter().map(|(_, entity)| entity);
-        for entity in before.locals.into_values().map(|local| local.entity).chain(leaving) {
+        for entity in before
+            .locals
+            .into_values()
+            .map(|local| local.entity)
+            .chain(leaving)
+        {
             world.try_despawn(entity).ok();
         }
         predict::forget_early_copies(world);
@@ -155,7 +162,11 @@ impl Mirror {
 
     /// The clock has jumped: what was predicted belongs to other ticks.
     pub fn start_predictions_over(&mut self) {
-        for local in self.locals.values_mut().filter(|local| local.role == Role::Predicted) {
+        for local in self
+            .locals
+            .values_mut()
+            .filter(|local| local.role == Role::Predicted)
+        {
             local.is_fresh = true;
             local.checked = None;
         }
@@ -191,7 +202,9 @@ impl ComponentFns {
     pub const fn of<C: Component + Clone>() -> Self {
         Self {
             receive: receive::<C>,
-            remove: |entity| drop(entity.remove::<C>()),
+            remove: |entity| {
+                entity.remove::<C>();
+            },
             predict: PredictionFns::of::<C>(),
         }
     }
@@ -218,10 +231,14 @@ fn receive<C: Component + Clone>(
 ) {
     let rule = world.resource::<ComponentRule<C>>();
     let find = |net: NetId| locals.get(&net).map(|local| local.entity);
-    let Some(value) = rule.load(value, &find, &mut |net| unknown.push(net)) else { return };
+    let Some(value) = rule.load(value, &find, &mut |net| unknown.push(net)) else {
+        return;
+    };
     let (is_predicted, is_interpolated, set) =
         (rule.predicted, rule.interpolation.is_some(), rule.setter());
-    let Ok(mut entity) = world.get_entity_mut(arrival.entity) else { return };
+    let Ok(mut entity) = world.get_entity_mut(arrival.entity) else {
+        return;
+    };
     match arrival.role {
         // Compared with the prediction later, unless there is none yet.
         Role::Predicted if is_predicted => {
@@ -241,7 +258,10 @@ fn apply_snapshots(world: &mut World) {
     world.resource_scope(|world, mut mirror: Mut<Mirror>| {
         let (snapshots, values) = {
             let mut link = world.resource_mut::<Link>();
-            (std::mem::take(&mut link.snapshots), std::mem::take(&mut link.values))
+            (
+                std::mem::take(&mut link.snapshots),
+                std::mem::take(&mut link.values),
+            )
         };
         for value in values {
             let mut changes = std::mem::take(&mut mirror.changes);
@@ -254,7 +274,9 @@ fn apply_snapshots(world: &mut World) {
         for snapshot in snapshots {
             let mut changes = std::mem::take(&mut mirror.changes);
             let anchor = mirror.anchor;
-            let outcome = mirror.replica.handle_snapshot(anchor, &snapshot, &mut changes);
+            let outcome = mirror
+                .replica
+                .handle_snapshot(anchor, &snapshot, &mut changes);
             let tick = match &outcome {
                 Ok(taken) => taken.header.tick,
                 Err(_) => mirror.replica.newest().unwrap_or(anchor),
@@ -286,9 +308,14 @@ fn take_note(world: &mut World, mirror: &mut Mirror, Taken { header, .. }: Taken
         let rtt = link.peer.acks.rtt().unwrap_or_default();
         let jitter = link.peer.acks.jitter().unwrap_or_default();
         link.timeline.set_send_interval(Ticks(
-            header.tick.distance_from(header.previous).clamp(1, 60).cast_unsigned(),
+            header
+                .tick
+                .distance_from(header.previous)
+                .clamp(1, 60)
+                .cast_unsigned(),
         ));
-        link.timeline.handle_snapshot(now, header.tick, header.previous);
+        link.timeline
+            .handle_snapshot(now, header.tick, header.previous);
         let mut stats = world.resource_mut::<ClientStats>();
         stats.snapshots += 1;
         let (mut margin, mut newest) = (None, None);
@@ -300,10 +327,14 @@ fn take_note(world: &mut World, mirror: &mut Mirror, Taken { header, .. }: Taken
             }
         }
         if let Some(newest) = newest {
-            world.resource_mut::<super::inputs::SentInputs>().history.handle_ack(newest);
+            world
+                .resource_mut::<super::inputs::SentInputs>()
+                .history
+                .handle_ack(newest);
         }
         if link.is_synchronised {
-            link.clock.handle_snapshot(now, header.tick, margin, newest, rtt, jitter);
+            link.clock
+                .handle_snapshot(now, header.tick, margin, newest, rtt, jitter);
         } else {
             world.resource_mut::<CurrentTick>().0 = link.clock.start(header.tick, rtt, jitter);
             link.is_synchronised = true;
@@ -320,35 +351,53 @@ fn apply_changes(world: &mut World, mirror: &mut Mirror, changes: &[Change], tic
             Change::Spawned(net) => spawn(world, mirror, net, tick),
             Change::MetaChanged(net) => set_role(world, mirror, net, tick),
             Change::Set(net, component) => {
-                let Some(&local) = mirror.locals.get(&net) else { continue };
-                let Some(value) =
-                    mirror.replica.entity(net).and_then(|entity| entity.value(component))
+                let Some(&local) = mirror.locals.get(&net) else {
+                    continue;
+                };
+                let Some(value) = mirror
+                    .replica
+                    .entity(net)
+                    .and_then(|entity| entity.value(component))
                 else {
                     continue;
                 };
-                let arrival = Arrival { entity: local.entity, role: local.role, tick, held };
+                let arrival = Arrival {
+                    entity: local.entity,
+                    role: local.role,
+                    tick,
+                    held,
+                };
                 let entry = &entries[usize::from(component.0)];
                 (entry.client.receive)(world, arrival, value, &mirror.locals, &mut unknown);
                 for missing in unknown.drain(..) {
-                    mirror.waiting.entry(missing).or_default().insert((net, component));
+                    mirror
+                        .waiting
+                        .entry(missing)
+                        .or_default()
+                        .insert((net, component));
                 }
             }
             Change::Removed(net, component) => {
-                let Some(local) = mirror.locals.get(&net) else { continue };
+                let Some(local) = mirror.locals.get(&net) else {
+                    continue;
+                };
                 let entry = &entries[usize::from(component.0)];
                 // A predicted component is taken away by reconciliation, if the prediction did not do it already.
-                let is_predicted =
-                    local.role == Role::Predicted && (entry.is_predicted)(world);
+                let is_predicted = local.role == Role::Predicted && (entry.is_predicted)(world);
                 if !is_predicted && let Ok(mut entity) = world.get_entity_mut(local.entity) {
                     (entry.client.remove)(&mut entity);
                 }
             }
             Change::Despawned(net) => {
-                let Some(local) = mirror.locals.remove(&net) else { continue };
+                let Some(local) = mirror.locals.remove(&net) else {
+                    continue;
+                };
                 mirror.nets.remove(&local.entity);
                 match local.role {
                     Role::Interpolated => mirror.leaving.push((tick, local.entity)),
-                    Role::Predicted => drop(world.try_despawn(local.entity)),
+                    Role::Predicted => {
+                        world.try_despawn(local.entity).ok();
+                    }
                 }
             }
         }
@@ -363,10 +412,18 @@ fn spawn(world: &mut World, mirror: &mut Mirror, net: NetId, tick: Tick) {
     });
     let early = key.and_then(|key| predict::claim_early_copy(world, key));
     let entity = early.unwrap_or_else(|| world.spawn((Replicated, Mirrored)).id());
-    let meta = mirror.replica.entity(net).map(|entity| entity.meta).unwrap_or_default();
+    let meta = mirror
+        .replica
+        .entity(net)
+        .map(|entity| entity.meta)
+        .unwrap_or_default();
     let local = Local {
         entity,
-        role: if early.is_some() { Role::Predicted } else { mirror.role_of(meta) },
+        role: if early.is_some() {
+            Role::Predicted
+        } else {
+            mirror.role_of(meta)
+        },
         checked: None,
         is_early: early.is_some(),
         // An early copy is in the client's present already.
@@ -376,7 +433,9 @@ fn spawn(world: &mut World, mirror: &mut Mirror, net: NetId, tick: Tick) {
     mirror.nets.insert(entity, net);
     set_role(world, mirror, net, tick);
     // Components that were waiting for this one can name it now.
-    let Some(waiting) = mirror.waiting.remove(&net) else { return };
+    let Some(waiting) = mirror.waiting.remove(&net) else {
+        return;
+    };
     let retold: Vec<_> = waiting
         .into_iter()
         .filter(|(other, _)| mirror.locals.contains_key(other))
@@ -387,17 +446,27 @@ fn spawn(world: &mut World, mirror: &mut Mirror, net: NetId, tick: Tick) {
 
 /// Marks an entity as what it is to this client.
 fn set_role(world: &mut World, mirror: &mut Mirror, net: NetId, tick: Tick) {
-    let Some(meta) = mirror.replica.entity(net).map(|entity| entity.meta) else { return };
+    let Some(meta) = mirror.replica.entity(net).map(|entity| entity.meta) else {
+        return;
+    };
     let wanted = mirror.role_of(meta);
     let is_owned = meta.owner == Some(mirror.session.0);
-    let Some(local) = mirror.locals.get_mut(&net) else { return };
-    let role = if local.is_early { Role::Predicted } else { wanted };
+    let Some(local) = mirror.locals.get_mut(&net) else {
+        return;
+    };
+    let role = if local.is_early {
+        Role::Predicted
+    } else {
+        wanted
+    };
     let inputs = world.resource::<Registry>().inputs.clone();
-    let Ok(mut entity) = world.get_entity_mut(local.entity) else { return };
+    let Ok(mut entity) = world.get_entity_mut(local.entity) else {
+        return;
+    };
     match meta.owner {
-        Some(owner) => drop(entity.insert(Owner(SessionId(owner)))),
-        None => drop(entity.remove::<Owner>()),
-    }
+        Some(owner) => entity.insert(Owner(SessionId(owner))),
+        None => entity.remove::<Owner>(),
+    };
     if is_owned {
         for input in inputs {
             (input.insert_default)(&mut entity);
@@ -411,10 +480,14 @@ fn set_role(world: &mut World, mirror: &mut Mirror, net: NetId, tick: Tick) {
     }
     match role {
         Role::Predicted => {
-            entity.remove::<Interpolated>().insert((Predicted, Simulated));
+            entity
+                .remove::<Interpolated>()
+                .insert((Predicted, Simulated));
         }
         Role::Interpolated => {
-            entity.remove::<(Predicted, Simulated)>().insert(Interpolated);
+            entity
+                .remove::<(Predicted, Simulated)>()
+                .insert(Interpolated);
         }
     }
     if local.role != role {
@@ -423,8 +496,14 @@ fn set_role(world: &mut World, mirror: &mut Mirror, net: NetId, tick: Tick) {
         local.is_fresh = true;
         let entity = local.entity;
         predict::forget(world, entity);
-        let values = mirror.replica.entity(net).into_iter().flat_map(|entity| entity.values());
-        let retold: Vec<_> = values.map(|(component, _)| Change::Set(net, component)).collect();
+        let values = mirror
+            .replica
+            .entity(net)
+            .into_iter()
+            .flat_map(|entity| entity.values());
+        let retold: Vec<_> = values
+            .map(|(component, _)| Change::Set(net, component))
+            .collect();
         apply_changes(world, mirror, &retold, tick);
     }
 }

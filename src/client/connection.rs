@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use bevy::prelude::*;
 
+use super::ClientConfig;
 use super::apply::Mirror;
 use super::inputs::SentInputs;
 use super::stats::ClientStats;
-use super::ClientConfig;
 use crate::message;
 use crate::peer::{CONTROL_CHANNEL, ChunkKind, Peer, Side};
 use crate::protocol::clock::{ClockSettings, ClockSync};
@@ -41,9 +41,15 @@ impl Plugin for ConnectionPlugin {
             .add_systems(PreUpdate, receive.in_set(TandemSystems::Receive))
             .add_systems(
                 PostUpdate,
-                (keep_time, send).chain().in_set(TandemSystems::Send).run_if(connected),
+                (keep_time, send)
+                    .chain()
+                    .in_set(TandemSystems::Send)
+                    .run_if(connected),
             )
-            .add_systems(PostUpdate, greet.after(TandemSystems::Send).run_if(not(connected)))
+            .add_systems(
+                PostUpdate,
+                greet.after(TandemSystems::Send).run_if(not(connected)),
+            )
             .add_systems(Last, leave.run_if(on_message::<AppExit>))
             .add_observer(disconnect);
     }
@@ -149,7 +155,10 @@ const KEEP_ALIVE: Duration = Duration::from_millis(100);
 
 pub(super) fn connect(world: &mut World, transport: Box<dyn ClientTransport>) {
     end(world, DisconnectReason::ClientLeft);
-    let now = world.get_resource::<Time<Real>>().map(Time::elapsed).unwrap_or_default();
+    let now = world
+        .get_resource::<Time<Real>>()
+        .map(Time::elapsed)
+        .unwrap_or_default();
     let tick = world.resource::<Time<Fixed>>().timestep();
     world.insert_resource(Link {
         transport,
@@ -192,17 +201,29 @@ fn receive_datagrams(
     now: Duration,
     delta: Duration,
 ) -> Result<(), DisconnectReason> {
-    let Link { transport, peer, datagrams, snapshots, last_heard, .. } = link;
+    let Link {
+        transport,
+        peer,
+        datagrams,
+        snapshots,
+        last_heard,
+        ..
+    } = link;
     transport.receive(now, datagrams);
     peer.advance(delta);
     let mut farewell = None;
     for datagram in datagrams.iter() {
         *last_heard = now;
-        let received = peer.receive(now, datagram, |_| {}, |kind, body| match kind {
-            ChunkKind::Snapshot => snapshots.push(body.to_vec()),
-            ChunkKind::Goodbye => farewell = serial::decode(body).ok(),
-            ChunkKind::Inputs | ChunkKind::Renet => {}
-        });
+        let received = peer.receive(
+            now,
+            datagram,
+            |_| {},
+            |kind, body| match kind {
+                ChunkKind::Snapshot => snapshots.push(body.to_vec()),
+                ChunkKind::Goodbye => farewell = serial::decode(body).ok(),
+                ChunkKind::Inputs | ChunkKind::Renet => {}
+            },
+        );
         if let Err(violation) = received {
             // Junk that got past the transport must not end the game.
             debug!("a datagram is dropped: {violation}");
@@ -228,17 +249,29 @@ fn receive_datagrams(
 fn receive_messages(world: &mut World, link: &mut Link) -> Result<(), DisconnectReason> {
     while let Some(bytes) = link.peer.next_message(CONTROL_CHANNEL) {
         match serial::decode::<Control>(&bytes) {
-            Ok(Control::Welcome { session, tick, tick_rate_hz }) => {
+            Ok(Control::Welcome {
+                session,
+                tick,
+                tick_rate_hz,
+            }) => {
                 if !(1.0..=1000.0).contains(&tick_rate_hz) {
                     return Err(DisconnectReason::ProtocolViolation("the tick rate".into()));
                 }
                 welcome(world, link, session, tick, tick_rate_hz);
             }
-            Ok(Control::Mismatch { wire_version, registrations }) => {
+            Ok(Control::Mismatch {
+                wire_version,
+                registrations,
+            }) => {
                 let own = Registry::describe(world);
                 return Err(explain_mismatch(wire_version, &registrations, &own));
             }
-            Ok(Control::Value { net, component, version, bytes }) => {
+            Ok(Control::Value {
+                net,
+                component,
+                version,
+                bytes,
+            }) => {
                 link.values.push(ApartValue {
                     net: NetId(net),
                     component: ComponentId(component),
@@ -272,8 +305,14 @@ fn welcome(world: &mut World, link: &mut Link, session: SessionId, tick: Tick, t
     let mut fixed = world.resource_mut::<Time<Fixed>>();
     fixed.set_timestep_hz(tick_rate_hz);
     let timestep = fixed.timestep();
-    link.clock = ClockSync::new(ClockSettings { tick: timestep, ..default() });
-    link.timeline = Timeline::new(TimelineSettings { tick: timestep, ..default() });
+    link.clock = ClockSync::new(ClockSettings {
+        tick: timestep,
+        ..default()
+    });
+    link.timeline = Timeline::new(TimelineSettings {
+        tick: timestep,
+        ..default()
+    });
     let max_entities = world.resource::<Settings>().0.max_entities;
     Mirror::begin(world, session, tick, max_entities);
     world.resource_mut::<Connection>().state = ConnectionState::Connected { session };
@@ -299,7 +338,13 @@ fn greet(world: &mut World) {
     }
     let now = world.resource::<Time<Real>>().elapsed();
     world.resource_scope(|world, mut link: Mut<Link>| {
-        let Link { transport, peer, said_hello, last_sent, .. } = &mut *link;
+        let Link {
+            transport,
+            peer,
+            said_hello,
+            last_sent,
+            ..
+        } = &mut *link;
         if transport.state().is_connected() {
             if !*said_hello {
                 let registrations = Registry::describe(world);
@@ -338,7 +383,9 @@ fn keep_time(
     if !link.is_synchronised {
         return;
     }
-    let adjustment = link.clock.poll(real.elapsed(), tick.0, fixed.overstep_fraction());
+    let adjustment = link
+        .clock
+        .poll(real.elapsed(), tick.0, fixed.overstep_fraction());
     virtual_time.set_relative_speed(adjustment.speed);
     if let Some(target) = adjustment.snap {
         debug!("the clock is set from tick {} to {target}", tick.0);
@@ -357,7 +404,13 @@ fn send(
     mut bytes: Local<Vec<u8>>,
 ) {
     let now = real.elapsed();
-    let Link { transport, peer, last_sent, sent_tick, .. } = &mut *link;
+    let Link {
+        transport,
+        peer,
+        last_sent,
+        sent_tick,
+        ..
+    } = &mut *link;
     if mirror.wants_resync() {
         peer.send_message(CONTROL_CHANNEL, RESYNC_REQUEST.to_vec());
     }
@@ -367,7 +420,10 @@ fn send(
         *last_sent = now;
         peer.begin(now, &mut |datagram| transport.send(now, datagram));
         bytes.clear();
-        let limits = EncodeLimits { max_bytes: peer.room().min(512), ..default() };
+        let limits = EncodeLimits {
+            max_bytes: peer.room().min(512),
+            ..default()
+        };
         if inputs.history.encode(&mut bytes, limits) > 0 {
             peer.chunk(ChunkKind::Inputs, &bytes);
         }
@@ -386,18 +442,25 @@ fn leave(world: &mut World) {
 
 /// Ends the connection: tells the server, then the game, then takes the copies away.
 fn end(world: &mut World, reason: DisconnectReason) {
-    let Some(mut link) = world.remove_resource::<Link>() else { return };
+    let Some(mut link) = world.remove_resource::<Link>() else {
+        return;
+    };
     let now = world.resource::<Time<Real>>().elapsed();
-    let Link { transport, peer, .. } = &mut link;
+    let Link {
+        transport, peer, ..
+    } = &mut link;
     let mut bytes = Vec::new();
     if serial::encode(&reason, &mut bytes).is_ok() {
         peer.goodbye(now, &bytes, &mut |datagram| transport.send(now, datagram));
     }
     transport.flush(now);
     transport.close();
-    world.resource_mut::<Connection>().state =
-        ConnectionState::Disconnected { reason: Some(reason.clone()) };
+    world.resource_mut::<Connection>().state = ConnectionState::Disconnected {
+        reason: Some(reason.clone()),
+    };
     world.trigger(Disconnected { reason });
     Mirror::end(world);
-    world.resource_mut::<Time<Virtual>>().set_relative_speed(1.0);
+    world
+        .resource_mut::<Time<Virtual>>()
+        .set_relative_speed(1.0);
 }

@@ -54,7 +54,11 @@ fn sample(
             for entry in &registry.inputs {
                 (entry.sample)(world, &mut bytes);
             }
-            if let Err(error) = world.resource_mut::<SentInputs>().history.push(tick, &bytes) {
+            if let Err(error) = world
+                .resource_mut::<SentInputs>()
+                .history
+                .push(tick, &bytes)
+            {
                 error_once!("the inputs of a tick cannot be sent: {error}");
                 return;
             }

@@ -65,7 +65,10 @@ pub(crate) fn install_linear<C: Component<Mutability = Mutable> + Blend>(app: &m
 pub(crate) fn install_hermite<C: Component<Mutability = Mutable> + Blend, V: Component + Clone>(
     app: &mut App,
 ) {
-    app.add_systems(PreUpdate, interpolate_hermite::<C, V>.in_set(InterpolationSystems));
+    app.add_systems(
+        PreUpdate,
+        interpolate_hermite::<C, V>.in_set(InterpolationSystems),
+    );
     smooth::install::<C>(app);
 }
 
@@ -141,7 +144,13 @@ fn interpolate_hermite<C: Component<Mutability = Mutable> + Blend, V: Component 
     hermite: Res<HermiteRule<C, V>>,
     fixed: Res<Time<Fixed>>,
     mut changing: Query<
-        (Entity, &mut C, &mut Buffer<C>, Option<&V>, Option<&Buffer<V>>),
+        (
+            Entity,
+            &mut C,
+            &mut Buffer<C>,
+            Option<&V>,
+            Option<&Buffer<V>>,
+        ),
         With<Interpolated>,
     >,
     mut commands: Commands,
@@ -153,23 +162,29 @@ fn interpolate_hermite<C: Component<Mutability = Mutable> + Blend, V: Component 
         let is_settled = buffer.is_settled(&at, &sample);
         let velocity_at = |tick: Tick| match velocities {
             Some(buffer) => {
-                let at = Playback { tick, fraction: 0.0, ..at };
+                let at = Playback {
+                    tick,
+                    fraction: 0.0,
+                    ..at
+                };
                 buffer.0.sample(&at).blend(|before, _, _| before.clone())
             }
             None => velocity.cloned(),
         };
         let drawn = match &sample {
-            &Sample::Between { before: (from, a), after: (to, b), t } => {
-                match (velocity_at(from), velocity_at(to)) {
-                    (Some(va), Some(vb)) => {
-                        let third = to.distance_from(from) as f32 * seconds_per_tick / 3.0;
-                        let c1 = (hermite.advance)(a, &va, third);
-                        let c2 = (hermite.advance)(b, &vb, -third);
-                        Some(bezier(a, &c1, &c2, b, t))
-                    }
-                    _ => Some(a.blend(b, t)),
+            &Sample::Between {
+                before: (from, a),
+                after: (to, b),
+                t,
+            } => match (velocity_at(from), velocity_at(to)) {
+                (Some(va), Some(vb)) => {
+                    let third = to.distance_from(from) as f32 * seconds_per_tick / 3.0;
+                    let c1 = (hermite.advance)(a, &va, third);
+                    let c2 = (hermite.advance)(b, &vb, -third);
+                    Some(bezier(a, &c1, &c2, b, t))
                 }
-            }
+                _ => Some(a.blend(b, t)),
+            },
             _ => sample.blend(C::blend),
         };
         if let Some(drawn) = drawn {
@@ -199,8 +214,12 @@ fn step<C: Component<Mutability = Mutable> + Clone>(
         let is_settled = buffer.is_settled(&at, &sample);
         match sample {
             Sample::Hold(shown)
-            | Sample::Between { before: (_, shown), .. }
-            | Sample::Extrapolate { last: (_, shown), .. } => *value = shown.clone(),
+            | Sample::Between {
+                before: (_, shown), ..
+            }
+            | Sample::Extrapolate {
+                last: (_, shown), ..
+            } => *value = shown.clone(),
             Sample::Empty => {}
         }
         if is_settled {

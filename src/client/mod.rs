@@ -82,7 +82,10 @@ impl TandemClientPlugins {
     ///
     /// When `address` cannot be resolved; resolve it yourself and use [`Self::with_config`] to handle that.
     pub fn connect(address: &str) -> Self {
-        let server = address.to_socket_addrs().ok().and_then(|mut addresses| addresses.next());
+        let server = address
+            .to_socket_addrs()
+            .ok()
+            .and_then(|mut addresses| addresses.next());
         let server = server.unwrap_or_else(|| {
             panic!("`{address}` is not an address that can be found; write it as 127.0.0.1:5000")
         });
@@ -117,7 +120,9 @@ impl PluginGroup for TandemClientPlugins {
         let config = self.config;
         PluginGroupBuilder::start::<Self>()
             .add(TickPlugin::default())
-            .add(ConnectionPlugin { config: config.clone() })
+            .add(ConnectionPlugin {
+                config: config.clone(),
+            })
             .add(ReplicationPlugin)
             .add(PredictionPlugin::default())
             .add(InterpolationPlugin)
@@ -134,7 +139,9 @@ struct UdpConnector {
 
 impl Plugin for UdpConnector {
     fn build(&self, app: &mut App) {
-        let Some(auth) = self.config.udp.clone() else { return };
+        let Some(auth) = self.config.udp.clone() else {
+            return;
+        };
         let config = UdpClientConfig {
             connect_timeout: self.config.connect_timeout,
             timeout: self.config.timeout,

@@ -78,7 +78,10 @@ const MAX_HISTORY: usize = 128;
 
 impl<C: Clone + Send + Sync + 'static> History<C> {
     fn new(start: Tick) -> Self {
-        Self { start, values: VecDeque::new() }
+        Self {
+            start,
+            values: VecDeque::new(),
+        }
     }
 
     /// The value at the end of a tick; the outer `None` when that is not known.
@@ -134,7 +137,9 @@ impl PredictionFns {
                     entity.insert(History::<C>::new(tick));
                 }
             },
-            forget: |entity| drop(entity.remove::<(History<C>, smooth::Smoothed<C>)>()),
+            forget: |entity| {
+                entity.remove::<(History<C>, smooth::Smoothed<C>)>();
+            },
             before_replay: smooth::before_replay::<C>,
             after_replay: smooth::after_replay::<C>,
         }
@@ -194,21 +199,33 @@ fn compare<C: Component + Clone>(
     confirmed: Option<ValueRef>,
     locals: &HashMap<NetId, Local>,
 ) -> Comparison {
-    let agrees = Comparison { is_wrong: false, error: None };
-    let differs = Comparison { is_wrong: true, error: None };
+    let agrees = Comparison {
+        is_wrong: false,
+        error: None,
+    };
+    let differs = Comparison {
+        is_wrong: true,
+        error: None,
+    };
     let Some(history) = world.get::<History<C>>(entity) else {
         return if confirmed.is_some() { differs } else { agrees };
     };
-    let Some(predicted) = history.at(tick) else { return agrees };
+    let Some(predicted) = history.at(tick) else {
+        return agrees;
+    };
     let rule = world.resource::<ComponentRule<C>>();
     match (confirmed, predicted) {
         (None, None) => agrees,
         (Some(confirmed), Some(predicted)) => {
             let find = |net: NetId| locals.get(&net).map(|local| local.entity);
-            let Some(value) = rule.load(confirmed, &find, &mut |_| {}) else { return agrees };
+            let Some(value) = rule.load(confirmed, &find, &mut |_| {}) else {
+                return agrees;
+            };
             Comparison {
                 is_wrong: rule.is_wrong(confirmed, &value, predicted),
-                error: rule.blend_fns().map(|blend| (blend.distance)(&value, predicted)),
+                error: rule
+                    .blend_fns()
+                    .map(|blend| (blend.distance)(&value, predicted)),
             }
         }
         _ => differs,
@@ -226,7 +243,9 @@ fn adopt<C: Component + Clone>(
     let set = rule.setter();
     let find = |net: NetId| locals.get(&net).map(|local| local.entity);
     let value = confirmed.and_then(|confirmed| rule.load(confirmed, &find, &mut |_| {}));
-    let Ok(mut entity) = world.get_entity_mut(entity) else { return };
+    let Ok(mut entity) = world.get_entity_mut(entity) else {
+        return;
+    };
     let history = entity.get_mut::<History<C>>();
     if history.is_none() && value.is_none() {
         return;
@@ -236,17 +255,25 @@ fn adopt<C: Component + Clone>(
     entity.insert(adopted);
     match value {
         Some(value) => set(&mut entity, value),
-        None => drop(entity.remove::<C>()),
+        None => {
+            entity.remove::<C>();
+        }
     }
 }
 
 fn rewind<C: Component + Clone>(world: &mut World, entity: Entity, tick: Tick) {
     let set = world.resource::<ComponentRule<C>>().setter();
-    let Ok(mut entity) = world.get_entity_mut(entity) else { return };
-    let Some(history) = entity.get::<History<C>>() else { return };
+    let Ok(mut entity) = world.get_entity_mut(entity) else {
+        return;
+    };
+    let Some(history) = entity.get::<History<C>>() else {
+        return;
+    };
     match history.at(tick).map(Option::<&C>::cloned) {
         Some(Some(value)) => set(&mut entity, value),
-        Some(None) => drop(entity.remove::<C>()),
+        Some(None) => {
+            entity.remove::<C>();
+        }
         None => {}
     }
 }
@@ -257,7 +284,9 @@ pub(super) fn reconcile(world: &mut World, mirror: &mut Mirror) {
         let components = &world.resource::<Registry>().components;
         let entries = components.iter().enumerate();
         let predicted = entries.filter(|(_, entry)| (entry.is_predicted)(world));
-        predicted.map(|(id, entry)| (ComponentId(id as u8), entry.client.predict)).collect()
+        predicted
+            .map(|(id, entry)| (ComponentId(id as u8), entry.client.predict))
+            .collect()
     };
     if entries.is_empty() {
         return;
@@ -276,8 +305,11 @@ pub(super) fn reconcile(world: &mut World, mirror: &mut Mirror) {
         }
         world.resource_mut::<ClientStats>().snaps += u64::from(mistakes.is_real && distance > 0);
     } else {
-        let wrong: HashMap<_, _> =
-            mistakes.entities.iter().map(|&(net, entity)| (entity, net)).collect();
+        let wrong: HashMap<_, _> = mistakes
+            .entities
+            .iter()
+            .map(|&(net, entity)| (entity, net))
+            .collect();
         replay(world, mirror, &entries, mistakes.since, now, &wrong);
         let mut stats = world.resource_mut::<ClientStats>();
         stats.reconciliations += u64::from(mistakes.is_real);
@@ -305,7 +337,9 @@ fn find_mistakes(
     let mut errors = Vec::new();
     let mut checked = Vec::new();
     for (&net, local) in mirror.locals().iter() {
-        let Some(confirmed) = mirror.replica().confirmed(net) else { continue };
+        let Some(confirmed) = mirror.replica().confirmed(net) else {
+            continue;
+        };
         if local.role != Role::Predicted || local.checked == Some(confirmed) {
             continue;
         }
@@ -355,7 +389,10 @@ fn adopt_all(
     tick: Tick,
 ) {
     for (id, fns) in entries {
-        let value = mirror.replica().entity(net).and_then(|entity| entity.value(*id));
+        let value = mirror
+            .replica()
+            .entity(net)
+            .and_then(|entity| entity.value(*id));
         (fns.adopt)(world, entity, tick, value, mirror.locals());
     }
 }
@@ -412,8 +449,12 @@ fn replay(
 
 /// A role has changed: history and drawing begin anew.
 pub(super) fn forget(world: &mut World, entity: Entity) {
-    let entries: Vec<_> =
-        world.resource::<Registry>().components.iter().map(|entry| entry.client.predict).collect();
+    let entries: Vec<_> = world
+        .resource::<Registry>()
+        .components
+        .iter()
+        .map(|entry| entry.client.predict)
+        .collect();
     if let Ok(mut entity) = world.get_entity_mut(entity) {
         for fns in entries {
             (fns.forget)(&mut entity);
@@ -445,7 +486,9 @@ fn notice_early_copy(
     replaying: Res<Replaying>,
     mut commands: Commands,
 ) {
-    let Ok(&key) = keys.get(added.entity) else { return };
+    let Ok(&key) = keys.get(added.entity) else {
+        return;
+    };
     if replaying.0 {
         copies.spawned_again.insert(key);
     }
@@ -453,21 +496,36 @@ fn notice_early_copy(
         commands.entity(added.entity).despawn();
         return;
     }
-    copies.by_key.insert(key, EarlyCopy { entity: added.entity, is_claimed: false });
-    let fns: Vec<_> = registry.components.iter().map(|entry| entry.client.predict).collect();
+    copies.by_key.insert(
+        key,
+        EarlyCopy {
+            entity: added.entity,
+            is_claimed: false,
+        },
+    );
+    let fns: Vec<_> = registry
+        .components
+        .iter()
+        .map(|entry| entry.client.predict)
+        .collect();
     let now = tick.0;
-    commands.entity(added.entity).insert((Predicted, Simulated)).queue(
-        move |mut entity: EntityWorldMut| {
+    commands
+        .entity(added.entity)
+        .insert((Predicted, Simulated))
+        .queue(move |mut entity: EntityWorldMut| {
             for fns in fns {
                 (fns.begin_here)(&mut entity, now);
             }
-        },
-    );
+        });
 }
 
 /// The early copy of an entity that has now come from the server.
 pub(super) fn claim_early_copy(world: &mut World, key: SpawnKey) -> Option<Entity> {
-    let copy = world.get_resource_mut::<EarlyCopies>()?.into_inner().by_key.get_mut(&key)?;
+    let copy = world
+        .get_resource_mut::<EarlyCopies>()?
+        .into_inner()
+        .by_key
+        .get_mut(&key)?;
     if copy.is_claimed {
         return None;
     }
@@ -478,16 +536,21 @@ pub(super) fn claim_early_copy(world: &mut World, key: SpawnKey) -> Option<Entit
 
 /// Removes copies of entities that the server should have spawned by now and has not, and forgets old keys.
 fn expire_early_copies(world: &mut World, mirror: &Mirror) {
-    let Some(complete) = mirror.replica().newest_complete() else { return };
+    let Some(complete) = mirror.replica().newest_complete() else {
+        return;
+    };
     let now = world.resource::<CurrentTick>().0;
     let mut refuted = Vec::new();
-    world.resource_mut::<EarlyCopies>().by_key.retain(|key, copy| {
-        if !copy.is_claimed && !key.tick.is_newer_than(complete) {
-            refuted.push(copy.entity);
-            return false;
-        }
-        now.distance_from(key.tick) < MAX_HISTORY as i32
-    });
+    world
+        .resource_mut::<EarlyCopies>()
+        .by_key
+        .retain(|key, copy| {
+            if !copy.is_claimed && !key.tick.is_newer_than(complete) {
+                refuted.push(copy.entity);
+                return false;
+            }
+            now.distance_from(key.tick) < MAX_HISTORY as i32
+        });
     for entity in refuted {
         world.try_despawn(entity).ok();
     }
@@ -496,7 +559,10 @@ fn expire_early_copies(world: &mut World, mirror: &Mirror) {
 /// Removes copies that a replay did not spawn again: they came of a wrong prediction.
 fn withdraw_early_copies(world: &mut World, since: Tick) {
     let mut withdrawn = Vec::new();
-    let EarlyCopies { by_key, spawned_again } = &mut *world.resource_mut::<EarlyCopies>();
+    let EarlyCopies {
+        by_key,
+        spawned_again,
+    } = &mut *world.resource_mut::<EarlyCopies>();
     by_key.retain(|key, copy| {
         let is_wrong =
             !copy.is_claimed && key.tick.is_newer_than(since) && !spawned_again.contains(key);
@@ -512,7 +578,9 @@ fn withdraw_early_copies(world: &mut World, since: Tick) {
 
 /// The connection has ended.
 pub(super) fn forget_early_copies(world: &mut World) {
-    let Some(mut copies) = world.get_resource_mut::<EarlyCopies>() else { return };
+    let Some(mut copies) = world.get_resource_mut::<EarlyCopies>() else {
+        return;
+    };
     let copies = std::mem::take(&mut *copies);
     for copy in copies.by_key.into_values() {
         world.try_despawn(copy.entity).ok();

@@ -36,10 +36,11 @@ struct Correction<C> {
 
 pub(super) fn install<C: Component<Mutability = Mutable> + Blend>(app: &mut App) {
     if app.world().resource::<ComponentRule<C>>().predicted {
-        app.add_systems(PreUpdate, put_back::<C>.before(TandemSystems::Receive)).add_systems(
-            RunFixedMainLoop,
-            draw::<C>.in_set(RunFixedMainLoopSystems::AfterFixedMainLoop),
-        );
+        app.add_systems(PreUpdate, put_back::<C>.before(TandemSystems::Receive))
+            .add_systems(
+                RunFixedMainLoop,
+                draw::<C>.in_set(RunFixedMainLoopSystems::AfterFixedMainLoop),
+            );
     }
 }
 
@@ -55,10 +56,7 @@ fn put_back<C: Component<Mutability = Mutable> + Blend>(
 }
 
 fn draw<C: Component<Mutability = Mutable> + Blend>(
-    mut predicted: Query<
-        (Entity, &mut C, &History<C>, Option<&mut Smoothed<C>>),
-        With<Predicted>,
-    >,
+    mut predicted: Query<(Entity, &mut C, &History<C>, Option<&mut Smoothed<C>>), With<Predicted>>,
     rule: Res<ComponentRule<C>>,
     settings: Res<PredictionSettings>,
     tick: Res<CurrentTick>,
@@ -103,7 +101,9 @@ fn decay(elapsed: Duration, time_constant: Duration) -> f32 {
 
 /// Remembers what is shown before ticks are replayed.
 pub(super) fn before_replay<C: Component + Clone>(entity: &mut EntityWorldMut) {
-    let Some(value) = entity.get::<C>().cloned() else { return };
+    let Some(value) = entity.get::<C>().cloned() else {
+        return;
+    };
     if let Some(mut smoothed) = entity.get_mut::<Smoothed<C>>() {
         smoothed.before_replay = Some(value);
     }
@@ -111,18 +111,32 @@ pub(super) fn before_replay<C: Component + Clone>(entity: &mut EntityWorldMut) {
 
 /// Hides the difference that a replay made, unless it is too large to be hidden.
 pub(super) fn after_replay<C: Component + Clone>(world: &mut World, entity: Entity) {
-    let Some(blend) = world.resource::<ComponentRule<C>>().blend_fns() else { return };
+    let Some(blend) = world.resource::<ComponentRule<C>>().blend_fns() else {
+        return;
+    };
     let snap_distance = world.resource::<PredictionSettings>().snap_distance;
-    let Ok(mut entity) = world.get_entity_mut(entity) else { return };
-    let Some(after) = entity.get::<C>().cloned() else { return };
-    let Some(mut smoothed) = entity.get_mut::<Smoothed<C>>() else { return };
-    let Some(mut from) = smoothed.before_replay.take() else { return };
+    let Ok(mut entity) = world.get_entity_mut(entity) else {
+        return;
+    };
+    let Some(after) = entity.get::<C>().cloned() else {
+        return;
+    };
+    let Some(mut smoothed) = entity.get_mut::<Smoothed<C>>() else {
+        return;
+    };
+    let Some(mut from) = smoothed.before_replay.take() else {
+        return;
+    };
     if let Some(earlier) = &smoothed.correction {
         from = (blend.offset)(&from, &earlier.from, &earlier.to, earlier.weight);
     }
     let distance = (blend.distance)(&from, &after);
     let is_snap = distance > snap_distance;
-    smoothed.correction = (!is_snap).then_some(Correction { from, to: after, weight: 1.0 });
+    smoothed.correction = (!is_snap).then_some(Correction {
+        from,
+        to: after,
+        weight: 1.0,
+    });
     if is_snap {
         world.resource_mut::<ClientStats>().snaps += 1;
     }

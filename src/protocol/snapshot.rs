@@ -74,11 +74,20 @@ impl SnapshotHeader {
             } else {
                 None
             };
-            Some(InputReport { newest, margin, late })
+            Some(InputReport {
+                newest,
+                margin,
+                late,
+            })
         } else {
             None
         };
-        Ok(Self { tick, baseline, previous, inputs })
+        Ok(Self {
+            tick,
+            baseline,
+            previous,
+            inputs,
+        })
     }
 }
 
@@ -157,7 +166,11 @@ pub(super) fn read_structure(
     input: &mut BitReader,
     components: &mut Vec<ComponentId>,
 ) -> Result<Meta, WireError> {
-    let owner = if input.read_bit()? { Some(input.read_exp_golomb(4)?) } else { None };
+    let owner = if input.read_bit()? {
+        Some(input.read_exp_golomb(4)?)
+    } else {
+        None
+    };
     let predicted_by = PredictedBy::from_bits(input.read_bits(2)?)
         .ok_or(WireError::InvalidValue("prediction role"))?;
     let count = input.read_exp_golomb(1)?;
@@ -172,7 +185,10 @@ pub(super) fn read_structure(
         components.push(ComponentId(id));
         next = u32::from(id) + 1;
     }
-    Ok(Meta { owner, predicted_by })
+    Ok(Meta {
+        owner,
+        predicted_by,
+    })
 }
 
 /// A serialised value: in the snapshot itself, or announced by its version and sent as a reliable message.
@@ -201,7 +217,9 @@ impl BytesValue<&[u8]> {
 impl BytesValue<Vec<u8>> {
     pub fn read(input: &mut BitReader) -> Result<Self, WireError> {
         if input.read_bit()? {
-            return Ok(Self::Apart { version: input.read_bits(32)? });
+            return Ok(Self::Apart {
+                version: input.read_bits(32)?,
+            });
         }
         let length = input.read_exp_golomb(3)?;
         Ok(Self::Inline(input.read_bytes(length as usize)?))

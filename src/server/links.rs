@@ -48,7 +48,11 @@ impl Plugin for SessionPlugin {
         let mut links = world.resource_mut::<Links>();
         links.registrations = registrations;
         links.fingerprint = fingerprint;
-        let addresses = links.transports.iter().filter_map(|transport| transport.local_addr()).collect();
+        let addresses = links
+            .transports
+            .iter()
+            .filter_map(|transport| transport.local_addr())
+            .collect();
         world.insert_resource(ListenAddresses(addresses));
     }
 }
@@ -152,7 +156,12 @@ fn receive(world: &mut World) {
             match event {
                 LinkEvent::Opened { link, peer: info } => {
                     let peer = Peer::new(Side::Server);
-                    let greeting = Greeting { peer, addr: info.addr, since: now, is_refused: false };
+                    let greeting = Greeting {
+                        peer,
+                        addr: info.addr,
+                        since: now,
+                        is_refused: false,
+                    };
                     links.greeting.insert(link, greeting);
                 }
                 LinkEvent::Datagram { link, bytes } => {
@@ -220,7 +229,9 @@ fn receive_from_session(
         )
         .map_err(|violation| DisconnectReason::ProtocolViolation(violation.to_string()))?;
     if bad_inputs {
-        return Err(DisconnectReason::ProtocolViolation("malformed inputs".into()));
+        return Err(DisconnectReason::ProtocolViolation(
+            "malformed inputs".into(),
+        ));
     }
     if let Some(reason) = goodbye {
         return Err(reason);
@@ -275,7 +286,9 @@ fn greet(world: &mut World, links: &mut Links, now: Duration, delta: Duration) {
     let settings = world.resource::<SessionSettings>().0.clone();
     let waiting: Vec<_> = links.greeting.keys().copied().collect();
     for link in waiting {
-        let Some(mut greeting) = links.greeting.remove(&link) else { continue };
+        let Some(mut greeting) = links.greeting.remove(&link) else {
+            continue;
+        };
         greeting.peer.advance(delta);
         let waited = now.saturating_sub(greeting.since);
         if waited > settings.hello_timeout {
@@ -305,8 +318,12 @@ fn greet(world: &mut World, links: &mut Links, now: Duration, delta: Duration) {
                 }
             }
         }
-        greeting.peer.begin(now, &mut |datagram| links.send(now, link, datagram));
-        greeting.peer.finish(&mut |datagram| links.send(now, link, datagram));
+        greeting
+            .peer
+            .begin(now, &mut |datagram| links.send(now, link, datagram));
+        greeting
+            .peer
+            .finish(&mut |datagram| links.send(now, link, datagram));
         links.greeting.insert(link, greeting);
     }
 }
@@ -342,11 +359,25 @@ fn welcome(
     let id = SessionId(links.next_session);
     links.next_session += 1;
     let tick_rate_hz = 1.0 / world.resource::<Time<Fixed>>().timestep().as_secs_f64();
-    send_control(&mut greeting.peer, &Control::Welcome { session: id, tick, tick_rate_hz });
+    send_control(
+        &mut greeting.peer,
+        &Control::Welcome {
+            session: id,
+            tick,
+            tick_rate_hz,
+        },
+    );
     let session = world
         .spawn((
-            Session { id, name: hello.name },
-            Link { id: link, peer: greeting.peer, last_heard: now },
+            Session {
+                id,
+                name: hello.name,
+            },
+            Link {
+                id: link,
+                peer: greeting.peer,
+                last_heard: now,
+            },
             LinkStats::default(),
             SessionInputs::default(),
             Outgoing::new(tick),
@@ -394,13 +425,19 @@ fn end_session(
     session: Entity,
     reason: DisconnectReason,
 ) {
-    let Some(mut link) = world.get_entity_mut(session).ok().and_then(|mut entity| entity.take::<Link>())
+    let Some(mut link) = world
+        .get_entity_mut(session)
+        .ok()
+        .and_then(|mut entity| entity.take::<Link>())
     else {
         return;
     };
     links.close(now, link.id, &mut link.peer, &reason);
     debug!("session {session} has left: {reason}");
-    world.trigger(SessionLeft { entity: session, reason });
+    world.trigger(SessionLeft {
+        entity: session,
+        reason,
+    });
     if let Ok(entity) = world.get_entity_mut(session) {
         entity.despawn();
     }
@@ -411,7 +448,13 @@ fn kick(kick: On<Kick>, mut commands: Commands) {
     commands.queue(move |world: &mut World| {
         let now = world.resource::<Time<Real>>().elapsed();
         world.resource_scope(|world, mut links: Mut<Links>| {
-            end_session(world, &mut links, now, session, DisconnectReason::Kicked(reason));
+            end_session(
+                world,
+                &mut links,
+                now,
+                session,
+                DisconnectReason::Kicked(reason),
+            );
         });
     });
 }
@@ -422,7 +465,13 @@ fn shut_down(world: &mut World) {
     world.resource_scope(|world, mut links: Mut<Links>| {
         let sessions: Vec<_> = links.sessions.values().copied().collect();
         for session in sessions {
-            end_session(world, &mut links, now, session, DisconnectReason::ServerShutdown);
+            end_session(
+                world,
+                &mut links,
+                now,
+                session,
+                DisconnectReason::ServerShutdown,
+            );
         }
         for transport in &mut links.transports {
             transport.shutdown();

@@ -91,7 +91,10 @@ impl TandemServerPlugins {
         let udp = address
             .parse()
             .unwrap_or_else(|_| panic!("`{address}` is not an address; write it as 0.0.0.0:5000"));
-        Self::with_config(ServerConfig { udp: Some(udp), ..default() })
+        Self::with_config(ServerConfig {
+            udp: Some(udp),
+            ..default()
+        })
     }
 
     /// A server with settings of its own.
@@ -104,13 +107,19 @@ impl PluginGroup for TandemServerPlugins {
     fn build(self) -> PluginGroupBuilder {
         let config = self.config;
         PluginGroupBuilder::start::<Self>()
-            .add(TickPlugin { tick_rate_hz: config.tick_rate_hz })
-            .add(SessionPlugin { config: config.clone() })
+            .add(TickPlugin {
+                tick_rate_hz: config.tick_rate_hz,
+            })
+            .add(SessionPlugin {
+                config: config.clone(),
+            })
             .add(ReplicationPlugin)
             .add(rooms::RoomPlugin)
             .add(InputPlugin)
             .add(MessagePlugin)
-            .add(SendPlugin { config: config.clone() })
+            .add(SendPlugin {
+                config: config.clone(),
+            })
             .add(UdpListener { config })
     }
 }
