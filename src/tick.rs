@@ -30,6 +30,12 @@ impl Tick {
         if other.is_newer_than(self) { other } else { self }
     }
 
+    /// The older of the two.
+    #[must_use]
+    pub fn earliest(self, other: Self) -> Self {
+        if other.is_newer_than(self) { self } else { other }
+    }
+
     /// The tick whose low 16 bits are `low`, out of the half range on either side of this one.
     #[must_use]
     pub fn nearest_with_low_bits(self, low: u16) -> Self {

@@ -3,6 +3,12 @@
 //! Bytes and time come in as arguments; nothing here sleeps or reads a clock.
 
 pub mod acks;
+pub mod archive;
 pub mod clock;
+pub mod handshake;
 pub mod input;
 pub mod interpolation;
+pub mod layout;
+pub mod replica;
+pub mod snapshot;
+pub mod view;

@@ -1,0 +1,91 @@
+//! What players do, tick by tick.
+//!
+//! A client samples [`LocalInput`] once per tick and sends it until the server has it. The server uses each input in
+//! exactly its tick, on the entities that the session [owns](crate::replication::OwnedBy); where one is missing it
+//! repeats the last.
+
+use std::any::type_name;
+
+use bevy::prelude::*;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::wire::serial;
+
+/// What can be an input: small, plain data.
+pub trait NetInput: Clone + Default + Serialize + DeserializeOwned + Send + Sync + 'static {}
+
+impl<I: Clone + Default + Serialize + DeserializeOwned + Send + Sync + 'static> NetInput for I {}
+
+/// The input that steers this entity in the current tick.
+///
+/// Every entity with [`OwnedBy`](crate::replication::OwnedBy) has it, for every registered input; on clients those
+/// that they own.
+#[derive(Component, Clone, Copy, Debug, Default, PartialEq, Deref, DerefMut)]
+pub struct Input<I: Send + Sync + 'static>(pub I);
+
+/// What the local player does now. The game writes it; it is sampled once per tick.
+///
+/// Write it in [`PreUpdate`] or [`Update`] from the keyboard, or in [`FixedPreUpdate`] before
+/// [`TandemSystems::Sample`](crate::schedule::TandemSystems::Sample).
+#[derive(Resource, Clone, Copy, Debug, Default, PartialEq, Deref, DerefMut)]
+pub struct LocalInput<I: Send + Sync + 'static>(pub I);
+
+/// How an input is checked.
+#[derive(Resource)]
+pub(crate) struct InputRule<I> {
+    pub clamp: Option<fn(&mut I)>,
+}
+
+impl<I> Default for InputRule<I> {
+    fn default() -> Self {
+        Self { clamp: None }
+    }
+}
+
+/// What can be done with an input without naming its type.
+#[derive(Clone, Copy)]
+pub(crate) struct InputEntry {
+    pub name: &'static str,
+    /// Prepares an app whose player is local.
+    pub install_local: fn(&mut App),
+    /// Gives an entity the default input, unless it has one.
+    pub insert_default: fn(&mut EntityWorldMut),
+    pub remove: fn(&mut EntityWorldMut),
+    /// Appends the local player's input.
+    pub sample: fn(&World, &mut Vec<u8>),
+    /// Reads one input, checks it, and puts it on the entities; returns the bytes after it.
+    pub apply: for<'a> fn(&mut World, &[Entity], &'a [u8]) -> Result<&'a [u8], serial::SerialError>,
+}
+
+pub(crate) fn entry<I: NetInput>() -> InputEntry {
+    InputEntry {
+        name: type_name::<I>(),
+        install_local: |app| drop(app.init_resource::<LocalInput<I>>()),
+        insert_default: |entity| drop(entity.insert_if_new(Input::<I>(I::default()))),
+        remove: |entity| drop(entity.remove::<Input<I>>()),
+        sample: |world, out| {
+            if let Err(error) = serial::encode(&world.resource::<LocalInput<I>>().0, out) {
+                error_once!("`{}` cannot be sent: {error}", type_name::<I>());
+            }
+        },
+        apply: apply::<I>,
+    }
+}
+
+fn apply<'a, I: NetInput>(
+    world: &mut World,
+    entities: &[Entity],
+    bytes: &'a [u8],
+) -> Result<&'a [u8], serial::SerialError> {
+    let (mut input, rest) = serial::decode_prefix::<I>(bytes)?;
+    if let Some(clamp) = world.resource::<InputRule<I>>().clamp {
+        clamp(&mut input);
+    }
+    for &entity in entities {
+        if let Some(mut current) = world.get_mut::<Input<I>>(entity) {
+            current.0 = input.clone();
+        }
+    }
+    Ok(rest)
+}

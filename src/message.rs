@@ -1,0 +1,181 @@
+//! Typed messages between a client's game and the server's.
+//!
+//! Write [`ToServer`] and [`ToClients`] with Bevy's `MessageWriter`, read [`FromServer`] and [`FromClient`] with its
+//! `MessageReader`.
+
+use std::any::type_name;
+
+use bevy::ecs::entity::{EntityMapper, MapEntities};
+use bevy::prelude::*;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::client;
+use crate::protocol::layout::NetId;
+use crate::registry::{FromNet, Registry, ToNet};
+use crate::server;
+use crate::wire::serial;
+
+/// What can be a message.
+pub trait NetMessage: Clone + Serialize + DeserializeOwned + Send + Sync + 'static {}
+
+impl<M: Clone + Serialize + DeserializeOwned + Send + Sync + 'static> NetMessage for M {}
+
+/// How messages of a type are delivered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Channel {
+    /// All of them, in the order in which they were written.
+    ReliableOrdered,
+    /// All of them, each as soon as it is there.
+    ReliableUnordered,
+    /// Each at most once; some are lost.
+    Unreliable,
+}
+
+/// Largest message a client may send, in bytes, serialised. Larger ones are refused with an error in the log: a server
+/// accepts no sliced messages, since each would let a client hold its memory.
+pub const MAX_CLIENT_MESSAGE_BYTES: usize = 1_024;
+
+/// Largest message a server may send, in bytes, serialised. Those above a datagram travel in slices.
+pub const MAX_SERVER_MESSAGE_BYTES: usize = 1 << 20;
+
+/// A message to the server, written by a client's game.
+#[derive(Message, Clone, Debug, PartialEq, Eq, Deref)]
+pub struct ToServer<M: Send + Sync + 'static>(pub M);
+
+/// A message from a client, read by the server's game.
+#[derive(Message, Clone, Debug, PartialEq, Eq)]
+pub struct FromClient<M: Send + Sync + 'static> {
+    /// The session that sent it.
+    pub session: Entity,
+    /// The message.
+    pub message: M,
+}
+
+/// A message to clients, written by the server's game.
+#[derive(Message, Clone, Debug, PartialEq, Eq)]
+pub struct ToClients<M: Send + Sync + 'static> {
+    /// Who gets it.
+    pub to: Target,
+    /// The message.
+    pub message: M,
+}
+
+/// A message from the server, read by a client's game.
+#[derive(Message, Clone, Debug, PartialEq, Eq, Deref)]
+pub struct FromServer<M: Send + Sync + 'static>(pub M);
+
+/// Who gets a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// Every session.
+    All,
+    /// One session.
+    Session(Entity),
+    /// The sessions in a [room](crate::rooms::Room).
+    Room(Entity),
+    /// Every session but this one.
+    AllExcept(Entity),
+}
+
+impl Channel {
+    /// Number of the channel on the wire; 0 is the connection's own.
+    pub(crate) fn id(self) -> u8 {
+        match self {
+            Self::ReliableOrdered => 1,
+            Self::ReliableUnordered => 2,
+            Self::Unreliable => 3,
+        }
+    }
+}
+
+/// What can be done with a message without naming its type.
+#[derive(Clone, Copy)]
+pub(crate) struct MessageEntry {
+    pub name: &'static str,
+    pub channel: Channel,
+    pub install_server: fn(&mut App),
+    pub install_client: fn(&mut App),
+    /// Makes a message of bytes from the other side.
+    pub receive_on_server: fn(&mut World, session: Entity, &[u8]) -> Result<(), serial::SerialError>,
+    pub receive_on_client: fn(&mut World, &[u8]) -> Result<(), serial::SerialError>,
+}
+
+/// How one message type travels.
+#[derive(Resource)]
+pub(crate) struct MessageRule<M> {
+    id: u16,
+    pub channel: Channel,
+    map: fn(&mut M, &mut MapEntity),
+}
+
+/// Maps an entity of one side to the other's.
+pub(crate) type MapEntity<'a> = dyn FnMut(Entity) -> Entity + 'a;
+
+/// An [`EntityMapper`] that calls a function.
+struct Mapper<'a, 'b>(&'a mut MapEntity<'b>);
+
+impl EntityMapper for Mapper<'_, '_> {
+    fn get_mapped(&mut self, source: Entity) -> Entity {
+        (self.0)(source)
+    }
+
+    fn set_mapped(&mut self, _: Entity, _: Entity) {}
+}
+
+impl<M: NetMessage> MessageRule<M> {
+    /// The message as it travels: its number, then its value.
+    pub fn encode(
+        &self,
+        message: &M,
+        nets: &dyn Fn(Entity) -> Option<NetId>,
+    ) -> Result<Vec<u8>, serial::SerialError> {
+        let mut message = message.clone();
+        let mut to_net = ToNet { nets };
+        (self.map)(&mut message, &mut |entity| to_net.get_mapped(entity));
+        let mut bytes = Vec::new();
+        serial::encode(&self.id, &mut bytes)?;
+        serial::encode(&message, &mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// The value after the number.
+    pub fn decode(
+        &self,
+        bytes: &[u8],
+        locals: &dyn Fn(NetId) -> Option<Entity>,
+    ) -> Result<M, serial::SerialError> {
+        let mut message = serial::decode(bytes)?;
+        let mut from_net = FromNet { locals, unknown: &mut |_| {} };
+        (self.map)(&mut message, &mut |entity| from_net.get_mapped(entity));
+        Ok(message)
+    }
+}
+
+/// Reads the number that precedes a message; returns it and the rest.
+pub(crate) fn split(bytes: &[u8]) -> Result<(usize, &[u8]), serial::SerialError> {
+    let (id, rest) = serial::decode_prefix::<u16>(bytes)?;
+    Ok((usize::from(id), rest))
+}
+
+pub(crate) fn register<M: NetMessage>(
+    app: &mut App,
+    channel: Channel,
+    map: fn(&mut M, &mut MapEntity),
+) {
+    let entry = MessageEntry {
+        name: type_name::<M>(),
+        channel,
+        install_server: server::messages::install::<M>,
+        install_client: client::messages::install::<M>,
+        receive_on_server: server::messages::receive::<M>,
+        receive_on_client: client::messages::receive::<M>,
+    };
+    let id = Registry::push_message(app, entry);
+    app.insert_resource(MessageRule::<M> { id, channel, map });
+}
+
+/// For [`register`]: maps the entities of messages that name some.
+pub(crate) fn map_entities<M: MapEntities>(message: &mut M, map: &mut MapEntity) {
+    message.map_entities(&mut Mapper(map));
+}

@@ -1,0 +1,198 @@
+//! What replicated entities and components look like to the protocol: numbers, not types.
+
+use std::sync::Arc;
+
+use crate::tick::Tick;
+use crate::wire::quantize::Field;
+
+/// A replicated entity, as both sides name it. The server gives it out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct NetId(pub u32);
+
+/// A registered component: its place in the order of registration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ComponentId(pub u8);
+
+/// How a component's value travels.
+#[derive(Clone, Debug)]
+pub enum Layout {
+    /// Quantised: words of known width, sent as differences to an acked baseline.
+    Words(Box<[Field]>),
+    /// Serialised: sent whole when it changes.
+    Bytes,
+}
+
+/// The layouts of all registered components, indexed by [`ComponentId`].
+#[derive(Clone, Debug)]
+pub struct Layouts(Arc<[Layout]>);
+
+impl Layouts {
+    /// At most 256 layouts fit a [`ComponentId`].
+    ///
+    /// # Panics
+    ///
+    /// With more than 256 layouts.
+    pub fn new(layouts: impl IntoIterator<Item = Layout>) -> Self {
+        let layouts: Arc<[_]> = layouts.into_iter().collect();
+        assert!(layouts.len() <= 256, "at most 256 components can be replicated");
+        Self(layouts)
+    }
+
+    /// The layout of a component, or `None` if nothing is registered under that id.
+    pub fn get(&self, id: ComponentId) -> Option<&Layout> {
+        self.0.get(usize::from(id.0))
+    }
+}
+
+/// Who simulates an entity ahead of the server.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PredictedBy {
+    /// The client whose session owns it; everybody else interpolates.
+    #[default]
+    Owner,
+    /// Every client that sees it: a ball that all may push, say.
+    Everyone,
+    /// Nobody; all clients interpolate, the owner too.
+    Nobody,
+}
+
+impl PredictedBy {
+    pub(super) fn to_bits(self) -> u32 {
+        match self {
+            Self::Owner => 0,
+            Self::Everyone => 1,
+            Self::Nobody => 2,
+        }
+    }
+
+    pub(super) fn from_bits(bits: u32) -> Option<Self> {
+        [Self::Owner, Self::Everyone, Self::Nobody].get(bits as usize).copied()
+    }
+}
+
+/// What is known of an entity besides its components.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Meta {
+    /// Number of the owning session; `None` for the world's own.
+    pub owner: Option<u32>,
+    /// Who simulates it ahead of the server.
+    pub predicted_by: PredictedBy,
+}
+
+/// Values of one quantised component at several ticks, oldest first.
+///
+/// The server keeps what clients may use as a baseline, a client what the server may still refer to. Both keep
+/// at most [`History::MAX_LEN`] values; equal successive values are one entry, so a client's entries are always a
+/// subset of the server's and whatever the server still has, the client has too.
+#[derive(Clone, Debug)]
+pub(super) struct History {
+    /// Rows of a ring: the tick, then the words.
+    rows: Vec<u32>,
+    stride: usize,
+    start: usize,
+    len: usize,
+}
+
+impl History {
+    /// 64 values: about two seconds of a component that changes in every snapshot at 30 Hz. Older baselines are
+    /// answered with whole values.
+    pub const MAX_LEN: usize = 64;
+
+    pub fn new(words: usize) -> Self {
+        Self { rows: Vec::new(), stride: words + 1, start: 0, len: 0 }
+    }
+
+    fn capacity(&self) -> usize {
+        self.rows.len() / self.stride
+    }
+
+    fn row(&self, index: usize) -> &[u32] {
+        let at = (self.start + index) % self.capacity() * self.stride;
+        &self.rows[at..at + self.stride]
+    }
+
+    /// The newest value.
+    pub fn last(&self) -> Option<&[u32]> {
+        (self.len > 0).then(|| &self.row(self.len - 1)[1..])
+    }
+
+    /// The value that held at `tick`: the newest entry not newer than it.
+    pub fn at(&self, tick: Tick) -> Option<&[u32]> {
+        (0..self.len)
+            .rev()
+            .map(|index| self.row(index))
+            .find(|row| !Tick(row[0]).is_newer_than(tick))
+            .map(|row| &row[1..])
+    }
+
+    /// Appends a value; says whether it differs from the newest one.
+    pub fn push(&mut self, tick: Tick, words: &[u32]) -> bool {
+        debug_assert_eq!(words.len() + 1, self.stride);
+        if self.last() == Some(words) {
+            return false;
+        }
+        if self.len == Self::MAX_LEN {
+            self.drop_oldest();
+        } else if self.len == self.capacity() {
+            self.grow();
+        }
+        let at = (self.start + self.len) % self.capacity() * self.stride;
+        self.rows[at] = tick.0;
+        self.rows[at + 1..at + self.stride].copy_from_slice(words);
+        self.len += 1;
+        true
+    }
+
+    /// Forgets what no baseline at or after `tick` needs.
+    pub fn forget_before(&mut self, tick: Tick) {
+        while self.len > 1 && !Tick(self.row(1)[0]).is_newer_than(tick) {
+            self.drop_oldest();
+        }
+    }
+
+    fn drop_oldest(&mut self) {
+        self.start = (self.start + 1) % self.capacity();
+        self.len -= 1;
+    }
+
+    fn grow(&mut self) {
+        let mut rows = Vec::with_capacity((self.capacity() * 2).max(2) * self.stride);
+        for index in 0..self.len {
+            rows.extend_from_slice(self.row(index));
+        }
+        rows.resize((self.capacity() * 2).max(2) * self.stride, 0);
+        self.rows = rows;
+        self.start = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn history_answers_with_the_value_that_held_then() {
+        let mut history = History::new(1);
+        for (tick, value) in [(10, 1), (12, 2), (12 + 5, 3)] {
+            assert!(history.push(Tick(tick), &[value]));
+        }
+        assert!(!history.push(Tick(20), &[3]), "an equal value is no change");
+        assert_eq!(history.at(Tick(9)), None);
+        assert_eq!(history.at(Tick(11)), Some(&[1][..]));
+        assert_eq!(history.at(Tick(16)), Some(&[2][..]));
+        assert_eq!(history.at(Tick(99)), Some(&[3][..]));
+        history.forget_before(Tick(13));
+        assert_eq!(history.at(Tick(11)), None);
+        assert_eq!(history.at(Tick(13)), Some(&[2][..]));
+    }
+
+    #[test]
+    fn history_is_bounded() {
+        let mut history = History::new(2);
+        for tick in 0..1000 {
+            history.push(Tick(tick), &[tick, tick]);
+        }
+        assert_eq!(history.at(Tick(1000 - History::MAX_LEN as u32)), Some(&[936, 936][..]));
+        assert_eq!(history.at(Tick(935)), None);
+    }
+}

@@ -1,0 +1,599 @@
+//! What travels between server and clients: registered once, by the same function on both sides.
+
+use std::any::{TypeId, type_name};
+use std::marker::PhantomData;
+
+use bevy::ecs::component::Mutable;
+use bevy::ecs::entity::{EntityMapper, MapEntities};
+use bevy::prelude::*;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::blend::Blend;
+use crate::client;
+use crate::input::{self, NetInput};
+use crate::message::{self, Channel, NetMessage};
+use crate::protocol::archive::Archive;
+use crate::protocol::layout::{ComponentId, Layout, Layouts, NetId};
+use crate::protocol::replica::ValueRef;
+use crate::replication::SpawnKey;
+use crate::server;
+use crate::tick::Tick;
+use crate::wire::quantize::{MAX_WORDS, Quantize};
+use crate::wire::{fields, serial};
+
+/// Registers what is replicated. Implemented for [`App`].
+///
+/// Call it from a function or plugin that both sides add: the handshake compares the two lists, and refuses a client
+/// whose list differs with an error that names the first difference.
+///
+/// ```
+/// # use bevy::prelude::*;
+/// # use serde::{Serialize, Deserialize};
+/// use bevy_tandem::prelude::*;
+///
+/// # #[derive(Clone, Default, Serialize, Deserialize)] struct Steer(Vec2);
+/// # #[derive(Component, Clone, Serialize, Deserialize)] struct Health(u8);
+/// # #[derive(Message, Clone, Serialize, Deserialize)] struct Chat(String);
+/// fn game(app: &mut App) {
+///     app.add_input::<Steer>();
+///     app.replicate::<Transform>().quantize(TransformCodec::default()).predict().interpolate();
+///     app.replicate::<Health>();
+///     app.protocol().add_message::<Chat>(Channel::ReliableOrdered);
+/// }
+/// # game(&mut App::new());
+/// ```
+pub trait TandemApp {
+    /// Replicates a component; refine it with the methods of [`Registration`].
+    ///
+    /// # Panics
+    ///
+    /// When `C` is registered twice, when more than 255 components are, or when the app already runs.
+    fn replicate<C>(&mut self) -> Registration<'_, C>
+    where
+        C: Component<Mutability = Mutable> + Clone + Serialize + DeserializeOwned;
+
+    /// Adds what a player does in one tick.
+    ///
+    /// # Panics
+    ///
+    /// When `I` is registered twice, or when the app already runs.
+    fn add_input<I: NetInput>(&mut self) -> InputRegistration<'_, I>;
+
+    /// The registrations, to go on from: `app.protocol().add_message::<Chat>(Channel::ReliableOrdered)`.
+    ///
+    /// (`App::add_message` is taken: it is Bevy's own, for messages that stay in the app.)
+    fn protocol(&mut self) -> Protocol<'_>;
+}
+
+impl TandemApp for App {
+    fn replicate<C>(&mut self) -> Registration<'_, C>
+    where
+        C: Component<Mutability = Mutable> + Clone + Serialize + DeserializeOwned,
+    {
+        register_component::<C>(self, |entity, value| match entity.get_mut::<C>() {
+            Some(mut current) => *current = value,
+            None => drop(entity.insert(value)),
+        });
+        Registration { app: self, component: PhantomData }
+    }
+
+    fn add_input<I: NetInput>(&mut self) -> InputRegistration<'_, I> {
+        let entry = input::entry::<I>();
+        self.init_resource::<input::InputRule<I>>();
+        Registry::of(self).push_input(entry);
+        InputRegistration { app: self, input: PhantomData }
+    }
+
+    fn protocol(&mut self) -> Protocol<'_> {
+        Protocol { app: self }
+    }
+}
+
+/// The list of registrations; see [`TandemApp`].
+pub struct Protocol<'a> {
+    app: &'a mut App,
+}
+
+impl<'a> Protocol<'a> {
+    /// See [`TandemApp::replicate`].
+    pub fn replicate<C>(self) -> Registration<'a, C>
+    where
+        C: Component<Mutability = Mutable> + Clone + Serialize + DeserializeOwned,
+    {
+        self.app.replicate()
+    }
+
+    /// See [`TandemApp::add_input`].
+    pub fn add_input<I: NetInput>(self) -> InputRegistration<'a, I> {
+        self.app.add_input()
+    }
+
+    /// Adds a message that either side may send: [`ToServer`](crate::message::ToServer) and
+    /// [`ToClients`](crate::message::ToClients).
+    ///
+    /// # Panics
+    ///
+    /// When `M` is registered twice, or when the app already runs.
+    #[must_use]
+    pub fn add_message<M: NetMessage>(self, channel: Channel) -> Self {
+        message::register::<M>(self.app, channel, |_, _| {});
+        self
+    }
+
+    /// Like [`Self::add_message`], for messages that name entities: those are mapped to the receiver's own, and to
+    /// [`Entity::PLACEHOLDER`] where the receiver does not have them.
+    ///
+    /// # Panics
+    ///
+    /// When `M` is registered twice, or when the app already runs.
+    #[must_use]
+    pub fn add_mapped_message<M: NetMessage + MapEntities>(self, channel: Channel) -> Self {
+        message::register::<M>(self.app, channel, message::map_entities);
+        self
+    }
+}
+
+/// One replicated component, to refine and to go on from.
+pub struct Registration<'a, C> {
+    app: &'a mut App,
+    component: PhantomData<C>,
+}
+
+impl<'a, C: Component + Clone> Registration<'a, C> {
+    /// Sends it quantised: small numbers, and only their differences to what the client has.
+    ///
+    /// Each quantiser states its bounds, such as [`TransformCodec`](crate::wire::quantize::TransformCodec).
+    #[must_use]
+    pub fn quantize(mut self, quantizer: impl Quantize<C>) -> Self {
+        let fields = quantizer.fields();
+        assert!(
+            fields.len() <= MAX_WORDS,
+            "the quantizer of `{}` has {} fields; at most {MAX_WORDS} are possible",
+            type_name::<C>(),
+            fields.len(),
+        );
+        self.rule().codec = Codec::Quantized { quantizer: Box::new(quantizer), fields };
+        self
+    }
+
+    /// Simulates it ahead on the clients that predict its entity, and corrects it when the server disagrees.
+    ///
+    /// The server disagrees when a quantised value differs by more than two steps, or serialised bytes differ at all;
+    /// [`Self::correct_when`] sets another rule.
+    #[must_use]
+    pub fn predict(mut self) -> Self {
+        self.rule().predicted = true;
+        self
+    }
+
+    /// Predicts it, and corrects it when `differs(server, client)`.
+    #[must_use]
+    pub fn correct_when(mut self, differs: fn(&C, &C) -> bool) -> Self {
+        let rule = self.rule();
+        rule.predicted = true;
+        rule.differs = Some(differs);
+        self
+    }
+
+    /// Shows it delayed with the rest of an interpolated entity, without values in between.
+    #[must_use]
+    pub fn interpolate_step(mut self) -> Self {
+        self.rule().interpolation = Some(Interpolation::step());
+        self
+    }
+
+    /// Ends this registration; the app is free for others.
+    pub fn protocol(self) -> Protocol<'a> {
+        Protocol { app: self.app }
+    }
+
+    /// See [`TandemApp::replicate`].
+    pub fn replicate<D>(self) -> Registration<'a, D>
+    where
+        D: Component<Mutability = Mutable> + Clone + Serialize + DeserializeOwned,
+    {
+        self.app.replicate()
+    }
+
+    /// See [`TandemApp::add_input`].
+    pub fn add_input<I: NetInput>(self) -> InputRegistration<'a, I> {
+        self.app.add_input()
+    }
+
+    /// See [`Protocol::add_message`].
+    pub fn add_message<M: NetMessage>(self, channel: Channel) -> Protocol<'a> {
+        self.protocol().add_message::<M>(channel)
+    }
+
+    fn rule(&mut self) -> Mut<'_, ComponentRule<C>> {
+        self.app.world_mut().resource_mut()
+    }
+}
+
+impl<C: Component<Mutability = Mutable> + Blend> Registration<'_, C> {
+    /// Draws it between two snapshots on interpolated entities, and smoothly between ticks and after corrections on
+    /// predicted ones.
+    #[must_use]
+    pub fn interpolate(mut self) -> Self {
+        self.rule().interpolation = Some(Interpolation::linear());
+        self
+    }
+
+    /// Like [`Self::interpolate`], along a cubic that has the right velocity at both ends.
+    ///
+    /// `advance` gives the value that is reached after some seconds (negative ones too) at that velocity. `V` must be
+    /// interpolated too, at least in steps; where it is unknown, the line is straight.
+    #[must_use]
+    pub fn interpolate_hermite<V: Component + Clone>(
+        mut self,
+        advance: fn(&C, &V, f32) -> C,
+    ) -> Self {
+        self.app.insert_resource(client::interpolate::HermiteRule::<C, V> { advance });
+        let install = client::interpolate::install_hermite::<C, V>;
+        self.rule().interpolation = Some(Interpolation { install, ..Interpolation::linear() });
+        self
+    }
+
+    /// Values further apart than this, in units, are jumped between, not drawn through.
+    ///
+    /// # Panics
+    ///
+    /// When the component is not interpolated.
+    #[must_use]
+    pub fn teleport_distance(mut self, units: f32) -> Self {
+        self.rule()
+            .interpolation
+            .as_mut()
+            .expect("call `interpolate` before `teleport_distance`")
+            .teleport_distance = Some(units);
+        self
+    }
+}
+
+/// One input, to refine and to go on from.
+pub struct InputRegistration<'a, I> {
+    app: &'a mut App,
+    input: PhantomData<I>,
+}
+
+impl<'a, I: NetInput> InputRegistration<'a, I> {
+    /// Lets the server check every input before it is used: clamp what is out of range.
+    #[must_use]
+    pub fn validate(self, clamp: fn(&mut I)) -> Self {
+        self.app.world_mut().resource_mut::<input::InputRule<I>>().clamp = Some(clamp);
+        self
+    }
+
+    /// Ends this registration; the app is free for others.
+    pub fn protocol(self) -> Protocol<'a> {
+        Protocol { app: self.app }
+    }
+
+    /// See [`TandemApp::replicate`].
+    pub fn replicate<C>(self) -> Registration<'a, C>
+    where
+        C: Component<Mutability = Mutable> + Clone + Serialize + DeserializeOwned,
+    {
+        self.app.replicate()
+    }
+}
+
+/// How one component travels.
+#[derive(Resource)]
+pub(crate) struct ComponentRule<C> {
+    pub id: ComponentId,
+    codec: Codec<C>,
+    pub predicted: bool,
+    differs: Option<fn(&C, &C) -> bool>,
+    pub interpolation: Option<Interpolation<C>>,
+    /// Writes a value to an entity.
+    set: fn(&mut EntityWorldMut, C),
+}
+
+enum Codec<C> {
+    Serialized {
+        encode: fn(&C, &mut Vec<u8>) -> Result<(), serial::SerialError>,
+        decode: fn(&[u8]) -> Result<C, serial::SerialError>,
+    },
+    Quantized { quantizer: Box<dyn Quantize<C>>, fields: Vec<fields::Field> },
+}
+
+/// How one component is drawn.
+pub(crate) struct Interpolation<C> {
+    pub blend: Option<BlendFns<C>>,
+    pub teleport_distance: Option<f32>,
+    pub install: fn(&mut App),
+}
+
+/// [`Blend`], for types that are not known to implement it.
+pub(crate) struct BlendFns<C> {
+    pub blend: fn(&C, &C, f32) -> C,
+    pub distance: fn(&C, &C) -> f32,
+}
+
+impl<C> Clone for BlendFns<C> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<C> Copy for BlendFns<C> {}
+
+impl<C: Component + Clone> Interpolation<C> {
+    fn step() -> Self {
+        let install = client::interpolate::install_step::<C>;
+        Self { blend: None, teleport_distance: None, install }
+    }
+}
+
+impl<C: Component<Mutability = Mutable> + Blend> Interpolation<C> {
+    fn linear() -> Self {
+        let blend = BlendFns { blend: C::blend, distance: C::distance };
+        let install = client::interpolate::install_linear::<C>;
+        Self { blend: Some(blend), teleport_distance: None, install }
+    }
+}
+
+/// A predicted quantised value may differ from the server's by this many steps: one for rounding, and one for the
+/// rounding of the state that the prediction started from.
+const TOLERANCE_STEPS: u32 = 2;
+
+impl<C: Component + Clone> ComponentRule<C> {
+    /// Hands a value to the archive.
+    pub fn store(
+        &self,
+        archive: &mut Archive,
+        tick: Tick,
+        net: NetId,
+        value: &C,
+        nets: &dyn Fn(Entity) -> Option<NetId>,
+        scratch: &mut Vec<u8>,
+    ) {
+        match &self.codec {
+            Codec::Quantized { quantizer, fields } => {
+                let mut words = [0; MAX_WORDS];
+                let words = &mut words[..fields.len()];
+                quantizer.quantize(value, words);
+                archive.set_words(tick, net, self.id, words);
+            }
+            Codec::Serialized { encode, .. } => {
+                let mut value = value.clone();
+                C::map_entities(&mut value, &mut ToNet { nets });
+                scratch.clear();
+                match encode(&value, scratch) {
+                    Ok(()) => archive.set_bytes(tick, net, self.id, scratch),
+                    Err(error) => {
+                        error_once!("`{}` cannot be sent: {error}", type_name::<C>());
+                    }
+                }
+            }
+        }
+    }
+
+    /// Makes a value of what came from the server. Entities in it are mapped; `unknown` hears of those that cannot be.
+    pub fn load(
+        &self,
+        value: ValueRef,
+        locals: &dyn Fn(NetId) -> Option<Entity>,
+        unknown: &mut dyn FnMut(NetId),
+    ) -> Option<C> {
+        match (value, &self.codec) {
+            (ValueRef::Words(words), Codec::Quantized { quantizer, .. }) => {
+                Some(quantizer.dequantize(words))
+            }
+            (ValueRef::Bytes(bytes), Codec::Serialized { decode, .. }) => {
+                let mut value = decode(bytes)
+                    .inspect_err(|error| debug!("`{}` not understood: {error}", type_name::<C>()))
+                    .ok()?;
+                C::map_entities(&mut value, &mut FromNet { locals, unknown });
+                Some(value)
+            }
+            _ => None,
+        }
+    }
+
+    /// Whether a prediction is far enough from what the server says to be corrected.
+    pub fn is_wrong(&self, confirmed: ValueRef, confirmed_value: &C, predicted: &C) -> bool {
+        if let Some(differs) = self.differs {
+            return differs(confirmed_value, predicted);
+        }
+        match (&self.codec, confirmed) {
+            (Codec::Quantized { quantizer, fields }, ValueRef::Words(confirmed)) => {
+                let mut words = [0; MAX_WORDS];
+                let words = &mut words[..fields.len()];
+                quantizer.quantize(predicted, words);
+                quantizer.distance(confirmed, words) > TOLERANCE_STEPS
+            }
+            (Codec::Serialized { encode, .. }, _) => {
+                // Compared as the game sees them, after entities were mapped.
+                let (mut a, mut b) = (Vec::new(), Vec::new());
+                encode(confirmed_value, &mut a).is_err()
+                    || encode(predicted, &mut b).is_err()
+                    || a != b
+            }
+            _ => true,
+        }
+    }
+
+    pub fn set(&self, entity: &mut EntityWorldMut, value: C) {
+        (self.set)(entity, value);
+    }
+
+    fn layout(&self) -> Layout {
+        match &self.codec {
+            Codec::Serialized { .. } => Layout::Bytes,
+            Codec::Quantized { fields, .. } => Layout::Words(fields.clone().into()),
+        }
+    }
+
+    /// What must be the same on both sides.
+    fn describe(&self) -> String {
+        let mut text = format!("component {}", type_name::<C>());
+        if let Codec::Quantized { fields, .. } = &self.codec {
+            let widths: Vec<_> = fields.iter().map(|field| field.bits.to_string()).collect();
+            text += &format!(" quantized to {} bits", widths.join("+"));
+        }
+        if self.predicted {
+            text += ", predicted";
+        }
+        if self.interpolation.is_some() {
+            text += ", interpolated";
+        }
+        text
+    }
+}
+
+/// Maps entities of this app to their network ids, on the way out.
+pub(crate) struct ToNet<'a> {
+    pub nets: &'a dyn Fn(Entity) -> Option<NetId>,
+}
+
+impl EntityMapper for ToNet<'_> {
+    fn get_mapped(&mut self, source: Entity) -> Entity {
+        (self.nets)(source)
+            .and_then(|net| Entity::from_raw_u32(net.0))
+            .unwrap_or(Entity::PLACEHOLDER)
+    }
+
+    fn set_mapped(&mut self, _: Entity, _: Entity) {}
+}
+
+/// Maps network ids to entities of this app, on the way in.
+pub(crate) struct FromNet<'a> {
+    pub locals: &'a dyn Fn(NetId) -> Option<Entity>,
+    pub unknown: &'a mut dyn FnMut(NetId),
+}
+
+impl EntityMapper for FromNet<'_> {
+    fn get_mapped(&mut self, source: Entity) -> Entity {
+        if source == Entity::PLACEHOLDER {
+            return source;
+        }
+        let net = NetId(source.index_u32());
+        (self.locals)(net).unwrap_or_else(|| {
+            (self.unknown)(net);
+            Entity::PLACEHOLDER
+        })
+    }
+
+    fn set_mapped(&mut self, _: Entity, _: Entity) {}
+}
+
+/// Everything that is registered, in order.
+#[derive(Resource)]
+pub(crate) struct Registry {
+    pub components: Vec<ComponentEntry>,
+    pub inputs: Vec<input::InputEntry>,
+    pub messages: Vec<message::MessageEntry>,
+    frozen: bool,
+}
+
+/// What can be done with a component without naming its type.
+#[derive(Clone, Copy)]
+pub(crate) struct ComponentEntry {
+    type_id: TypeId,
+    describe: fn(&World) -> String,
+    layout: fn(&World) -> Layout,
+    pub is_predicted: fn(&World) -> bool,
+    pub install_server: fn(&mut App),
+    pub install_client: fn(&mut App),
+    pub server: server::collect::ComponentFns,
+    pub client: client::apply::ComponentFns,
+}
+
+impl Registry {
+    /// The app's registry; made, with what is always replicated, when first asked for.
+    fn of(app: &mut App) -> Mut<'_, Self> {
+        if !app.world().contains_resource::<Self>() {
+            app.insert_resource(Self {
+                components: Vec::new(),
+                inputs: Vec::new(),
+                messages: Vec::new(),
+                frozen: false,
+            });
+            // A relationship cannot be changed in place, only inserted anew.
+            register_component::<ChildOf>(app, |entity, value| {
+                if value.parent() != Entity::PLACEHOLDER {
+                    entity.insert(value);
+                }
+            });
+            register_component::<SpawnKey>(app, |entity, value| drop(entity.insert(value)));
+        }
+        app.world_mut().resource_mut()
+    }
+
+    /// Ends registration and returns the layouts. Called by the plugins when the app is built.
+    pub fn freeze(app: &mut App) -> Layouts {
+        Self::of(app).frozen = true;
+        let entries = app.world().resource::<Self>().components.clone();
+        Layouts::new(entries.iter().map(|entry| (entry.layout)(app.world())))
+    }
+
+    /// What the handshake compares.
+    pub fn describe(world: &World) -> Vec<String> {
+        let registry = world.resource::<Self>();
+        let components = registry.components.iter().map(|entry| (entry.describe)(world));
+        let inputs = registry.inputs.iter().map(|entry| format!("input {}", entry.name));
+        let messages = registry
+            .messages
+            .iter()
+            .map(|entry| format!("message {} on {:?}", entry.name, entry.channel));
+        components.chain(inputs).chain(messages).collect()
+    }
+
+    fn push_component(&mut self, entry: ComponentEntry, name: &str) -> ComponentId {
+        self.check(name, self.components.iter().any(|other| other.type_id == entry.type_id));
+        let id = u8::try_from(self.components.len()).expect("at most 256 components are registered");
+        self.components.push(entry);
+        ComponentId(id)
+    }
+
+    fn push_input(&mut self, entry: input::InputEntry) {
+        self.check(entry.name, self.inputs.iter().any(|other| other.name == entry.name));
+        self.inputs.push(entry);
+    }
+
+    pub fn push_message(app: &mut App, entry: message::MessageEntry) -> u16 {
+        let mut registry = Self::of(app);
+        registry.check(entry.name, registry.messages.iter().any(|other| other.name == entry.name));
+        registry.messages.push(entry);
+        (registry.messages.len() - 1) as u16
+    }
+
+    fn check(&self, name: &str, is_known: bool) {
+        assert!(!is_known, "`{name}` is registered twice; remove one of the two calls");
+        assert!(
+            !self.frozen,
+            "`{name}` is registered after the app was built; do it in a plugin or before `App::run`",
+        );
+    }
+}
+
+fn register_component<C>(app: &mut App, set: fn(&mut EntityWorldMut, C))
+where
+    C: Component + Clone + Serialize + DeserializeOwned,
+{
+    let entry = ComponentEntry {
+        type_id: TypeId::of::<C>(),
+        describe: |world| world.resource::<ComponentRule<C>>().describe(),
+        layout: |world| world.resource::<ComponentRule<C>>().layout(),
+        is_predicted: |world| world.resource::<ComponentRule<C>>().predicted,
+        install_server: server::collect::install::<C>,
+        install_client: client::apply::install::<C>,
+        server: server::collect::ComponentFns::of::<C>(),
+        client: client::apply::ComponentFns::of::<C>(),
+    };
+    let id = Registry::of(app).push_component(entry, type_name::<C>());
+    app.insert_resource(ComponentRule::<C> {
+        id,
+        codec: Codec::Serialized {
+            encode: serial::encode::<C>,
+            decode: serial::decode::<C>,
+        },
+        predicted: false,
+        differs: None,
+        interpolation: None,
+        set,
+    });
+}

@@ -1,0 +1,166 @@
+//! The server: thin plugins around the protocol core, one per capability.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use bevy::app::PluginGroupBuilder;
+use bevy::prelude::*;
+
+use crate::schedule::TickPlugin;
+use crate::transport::udp::{Auth, UdpServer, UdpServerConfig};
+use crate::transport::{ServerTransport, TransportStats};
+
+pub(crate) mod collect;
+mod inputs;
+mod links;
+pub(crate) mod messages;
+mod rooms;
+mod send;
+
+pub use collect::ReplicationPlugin;
+pub use inputs::InputPlugin;
+pub use links::{ClientAddress, LinkStats, SessionPlugin};
+pub use messages::MessagePlugin;
+pub use send::SendPlugin;
+
+pub(crate) use links::Links;
+
+/// What a server can be told. Every field has a default.
+#[derive(Clone, Debug)]
+pub struct ServerConfig {
+    /// Where to listen for UDP; nowhere by default.
+    pub udp: Option<SocketAddr>,
+    /// Who may connect. By default everybody, unencrypted by any secret: for development.
+    pub auth: Auth,
+    /// Addresses under which clients reach this server, as connect tokens name them. The listening address by default.
+    pub public_addresses: Vec<SocketAddr>,
+    /// Simulation steps per second. Default 60; clients take it over.
+    pub tick_rate_hz: f64,
+    /// Snapshots per second. Default 30: every second tick, drawn smoothly by interpolation. At most the tick rate.
+    pub send_rate_hz: f64,
+    /// Most sessions at a time. Default 10,000.
+    pub max_sessions: usize,
+    /// A client of which nothing is heard for this long is gone. Default 5 s: three times the longest stall that is
+    /// common on mobile networks.
+    pub client_timeout: Duration,
+    /// How long a client may take between connecting and saying who it is. Default 5 s.
+    pub hello_timeout: Duration,
+    /// Largest snapshot in bytes. Default 1,100: with messages and headers it fits the 1,200 bytes that pass
+    /// everywhere unfragmented.
+    pub max_snapshot_bytes: usize,
+}
+
+impl Default for ServerConfig {
+    fn default() -> Self {
+        Self {
+            udp: None,
+            auth: Auth::Insecure,
+            public_addresses: Vec::new(),
+            tick_rate_hz: 60.0,
+            send_rate_hz: 30.0,
+            max_sessions: 10_000,
+            client_timeout: Duration::from_secs(5),
+            hello_timeout: Duration::from_secs(5),
+            max_snapshot_bytes: 1_100,
+        }
+    }
+}
+
+/// Makes an app a server.
+///
+/// ```no_run
+/// # use bevy::prelude::*;
+/// # use bevy_tandem::prelude::*;
+/// # fn game(_: &mut App) {}
+/// App::new()
+///     .add_plugins((MinimalPlugins, TandemServerPlugins::listen("0.0.0.0:5000"), game))
+///     .run();
+/// ```
+#[derive(Clone, Debug, Default)]
+pub struct TandemServerPlugins {
+    config: ServerConfig,
+}
+
+impl TandemServerPlugins {
+    /// A server that listens for UDP at `address`.
+    ///
+    /// # Panics
+    ///
+    /// When `address` is not of the form `IP:PORT`; parse it yourself and use [`Self::with_config`] to handle that.
+    pub fn listen(address: &str) -> Self {
+        let udp = address
+            .parse()
+            .unwrap_or_else(|_| panic!("`{address}` is not an address; write it as 0.0.0.0:5000"));
+        Self::with_config(ServerConfig { udp: Some(udp), ..default() })
+    }
+
+    /// A server with settings of its own.
+    pub fn with_config(config: ServerConfig) -> Self {
+        Self { config }
+    }
+}
+
+impl PluginGroup for TandemServerPlugins {
+    fn build(self) -> PluginGroupBuilder {
+        let config = self.config;
+        PluginGroupBuilder::start::<Self>()
+            .add(TickPlugin { tick_rate_hz: config.tick_rate_hz })
+            .add(SessionPlugin { config: config.clone() })
+            .add(ReplicationPlugin)
+            .add(rooms::RoomPlugin)
+            .add(InputPlugin)
+            .add(MessagePlugin)
+            .add(SendPlugin { config: config.clone() })
+            .add(UdpListener { config })
+    }
+}
+
+/// Opens the UDP socket that the configuration names.
+struct UdpListener {
+    config: ServerConfig,
+}
+
+impl Plugin for UdpListener {
+    fn build(&self, app: &mut App) {
+        let Some(addr) = self.config.udp else { return };
+        let config = UdpServerConfig {
+            addr,
+            auth: self.config.auth.clone(),
+            public_addresses: self.config.public_addresses.clone(),
+            max_sessions: self.config.max_sessions,
+            client_timeout: self.config.client_timeout,
+            ..default()
+        };
+        match UdpServer::bind(config) {
+            Ok(server) => app.add_transport(server),
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+/// Adds transports to a server app.
+pub trait ServerApp {
+    /// Lets clients in through a further transport.
+    fn add_transport(&mut self, transport: impl ServerTransport);
+}
+
+impl ServerApp for App {
+    fn add_transport(&mut self, transport: impl ServerTransport) {
+        self.world_mut().get_resource_or_init::<Links>().add(Box::new(transport));
+    }
+}
+
+/// What went through the server's transports since it was started.
+#[derive(Resource, Clone, Copy, Debug, Default)]
+pub struct ServerStats {
+    /// Bytes and datagrams, of all transports together.
+    pub transport: TransportStats,
+    /// Sessions now.
+    pub sessions: usize,
+    /// Most sessions at a time.
+    pub sessions_peak: usize,
+}
+
+/// Where the server listens, one entry for each transport that has an address.
+#[derive(Resource, Clone, Debug, Default, PartialEq, Eq)]
+pub struct ListenAddresses(pub Vec<SocketAddr>);

@@ -1,0 +1,170 @@
+//! From the archive to datagrams: one snapshot for each session, at the send rate.
+
+use std::time::Duration;
+
+use bevy::prelude::*;
+
+use super::ServerConfig;
+use super::collect::Replication;
+use super::inputs::SessionInputs;
+use super::links::{Link, LinkStats, Links};
+use crate::peer::{CONTROL_CHANNEL, ChunkKind};
+use crate::protocol::archive::PartitionId;
+use crate::protocol::handshake::Control;
+use crate::protocol::snapshot::InputReport;
+use crate::protocol::view::{ApartValue, BlockCache, SnapshotBudget, View};
+use crate::schedule::{CurrentTick, TandemSystems};
+use crate::tick::{Tick, Ticks};
+use crate::wire::bits::BitWriter;
+use crate::wire::serial;
+
+/// Sends snapshots.
+#[derive(Clone, Debug, Default)]
+pub struct SendPlugin {
+    /// The server's settings.
+    pub config: ServerConfig,
+}
+
+impl Plugin for SendPlugin {
+    fn build(&self, app: &mut App) {
+        let interval = (self.config.tick_rate_hz / self.config.send_rate_hz).round().max(1.0);
+        app.insert_resource(SendSchedule {
+            interval: Ticks(interval as u32),
+            last: None,
+            max_snapshot_bytes: self.config.max_snapshot_bytes,
+        })
+        .add_systems(
+            PostUpdate,
+            (send_snapshots, forget_what_all_know, measure_links)
+                .chain()
+                .in_set(TandemSystems::Send)
+                .run_if(is_send_tick),
+        )
+        .add_systems(PostUpdate, note_send.after(TandemSystems::Send).run_if(is_send_tick));
+    }
+}
+
+/// When snapshots are sent.
+#[derive(Resource)]
+pub(super) struct SendSchedule {
+    interval: Ticks,
+    last: Option<Tick>,
+    max_snapshot_bytes: usize,
+}
+
+/// Run condition: this frame ends with snapshots.
+pub(super) fn is_send_tick(schedule: Res<SendSchedule>, tick: Res<CurrentTick>) -> bool {
+    schedule
+        .last
+        .is_none_or(|last| tick.0.distance_from(last) >= schedule.interval.0.cast_signed())
+}
+
+fn note_send(mut schedule: ResMut<SendSchedule>, tick: Res<CurrentTick>) {
+    schedule.last = Some(tick.0);
+}
+
+/// What a session is told.
+#[derive(Component)]
+pub(super) struct Outgoing {
+    pub view: View,
+}
+
+impl Outgoing {
+    pub fn new(now: Tick) -> Self {
+        Self { view: View::new(now) }
+    }
+}
+
+fn send_snapshots(
+    mut sessions: Query<(&mut Link, &mut Outgoing, &SessionInputs, &LinkStats)>,
+    mut links: ResMut<Links>,
+    replication: Res<Replication>,
+    schedule: Res<SendSchedule>,
+    tick: Res<CurrentTick>,
+    time: Res<Time<Real>>,
+    fixed: Res<Time<Fixed>>,
+    mut cache: Local<BlockCache>,
+    mut snapshot: Local<BitWriter>,
+    mut apart: Local<Vec<ApartValue>>,
+) {
+    let now = time.elapsed();
+    cache.clear();
+    for (mut link, mut outgoing, inputs, stats) in &mut sessions {
+        let Link { id, peer, .. } = &mut *link;
+        let mut send = |datagram: &[u8]| links.send(now, *id, datagram);
+        let seq = peer.begin(now, &mut send);
+        let budget = SnapshotBudget {
+            max_bytes: schedule.max_snapshot_bytes.min(peer.room()),
+            resend_after: resend_after(stats, fixed.timestep(), schedule.interval),
+        };
+        let report = inputs.buffer.newest().map(|newest| InputReport {
+            newest,
+            margin: inputs.buffer.margin(),
+        });
+        snapshot.clear();
+        outgoing.view.encode(
+            &replication.archive,
+            tick.0,
+            seq,
+            report,
+            budget,
+            &mut cache,
+            &mut snapshot,
+            &mut apart,
+        );
+        peer.chunk(ChunkKind::Snapshot, snapshot.finish());
+        peer.finish(&mut send);
+        for value in apart.drain(..) {
+            let control = Control::Value {
+                net: value.net.0,
+                component: value.component.0,
+                version: value.version,
+                bytes: value.bytes.to_vec(),
+            };
+            let mut bytes = Vec::new();
+            let is_sent = serial::encode(&control, &mut bytes).is_ok()
+                && peer.send_message(CONTROL_CHANNEL, bytes);
+            if !is_sent {
+                warn_once!("a component of {} bytes could not be sent", value.bytes.len());
+            }
+        }
+    }
+    links.flush(now);
+}
+
+/// A round trip with its deviation, and the time the client needs to answer.
+fn resend_after(stats: &LinkStats, tick: Duration, interval: Ticks) -> Ticks {
+    let round_trip = stats.rtt + 4 * stats.jitter;
+    Ticks((round_trip.as_secs_f64() / tick.as_secs_f64()).ceil() as u32 + interval.0 + 1)
+}
+
+/// Lets go of history, tombstones and ids that no client needs any more.
+fn forget_what_all_know(
+    views: Query<&Outgoing>,
+    mut replication: ResMut<Replication>,
+    tick: Res<CurrentTick>,
+    mut oldest: Local<bevy::platform::collections::HashMap<PartitionId, Tick>>,
+) {
+    oldest.clear();
+    let mut known_everywhere = tick.0;
+    for outgoing in &views {
+        let baseline = outgoing.view.baseline();
+        known_everywhere = known_everywhere.earliest(outgoing.view.forgotten_before());
+        for &partition in outgoing.view.partitions() {
+            let entry = oldest.entry(partition).or_insert(baseline);
+            *entry = entry.earliest(baseline);
+        }
+    }
+    let archive = &mut replication.archive;
+    archive.forget(|partition| oldest.get(&partition).copied().unwrap_or(tick.0));
+    archive.reclaim(known_everywhere);
+}
+
+fn measure_links(mut links: Query<(&Link, &mut LinkStats)>) {
+    for (link, mut stats) in &mut links {
+        let acks = &link.peer.acks;
+        stats.rtt = acks.rtt().unwrap_or_default();
+        stats.jitter = acks.jitter().unwrap_or_default();
+        stats.loss = acks.loss_ratio();
+    }
+}
