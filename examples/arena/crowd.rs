@@ -124,10 +124,10 @@ impl Crowd {
             report.connected += 1;
             report.disconnects += client.app.world().resource::<Losses>().0;
             client_seconds += (now - connected_at).as_secs_f64();
-            sum.bytes_in += stats.bytes_in;
-            sum.bytes_out += stats.bytes_out;
-            sum.datagrams_in += stats.datagrams_in;
-            sum.datagrams_out += stats.datagrams_out;
+            sum.transport.bytes_in += stats.transport.bytes_in;
+            sum.transport.bytes_out += stats.transport.bytes_out;
+            sum.transport.datagrams_in += stats.transport.datagrams_in;
+            sum.transport.datagrams_out += stats.transport.datagrams_out;
             sum.snapshots += stats.snapshots;
             sum.frames += stats.frames;
             sum.starved_frames += stats.starved_frames;
@@ -139,10 +139,10 @@ impl Crowd {
         }
         let per_client_s = |total: u64| total as f64 / client_seconds.max(1e-9);
         let ratio = |part: u64, whole: u64| part as f64 / whole.max(1) as f64;
-        report.bytes_down_per_client_s = per_client_s(sum.bytes_in);
-        report.bytes_up_per_client_s = per_client_s(sum.bytes_out);
-        report.datagrams_down_per_client_s = per_client_s(sum.datagrams_in);
-        report.datagrams_up_per_client_s = per_client_s(sum.datagrams_out);
+        report.bytes_down_per_client_s = per_client_s(sum.transport.bytes_in);
+        report.bytes_up_per_client_s = per_client_s(sum.transport.bytes_out);
+        report.datagrams_down_per_client_s = per_client_s(sum.transport.datagrams_in);
+        report.datagrams_up_per_client_s = per_client_s(sum.transport.datagrams_out);
         report.snapshots_per_client_s = per_client_s(sum.snapshots);
         report.reconciliations_per_client_s = per_client_s(sum.reconciliations);
         report.prediction_error = (&sum.prediction_error).into();
@@ -188,7 +188,7 @@ fn client(plan: &CrowdPlan, index: usize) -> App {
     let mut app = App::new();
     app.add_plugins((
         MinimalPlugins,
-        TandemClientPlugins::connect(plan.server.to_string())
+        TandemClientPlugins::connect(&plan.server.to_string())
             .named(name)
             .conditioned(LinkConditions {
                 seed,

@@ -20,7 +20,7 @@ pub fn server(address: SocketAddr, statics: u32, headless: HeadlessPlugin) -> Ap
     let mut app = App::new();
     app.add_plugins((
         MinimalPlugins,
-        TandemServerPlugins::listen(address.to_string()),
+        TandemServerPlugins::listen(&address.to_string()),
         headless,
         game::game,
         game::referee,

@@ -46,7 +46,7 @@ fn main() -> AppExit {
         DefaultPlugins
             .set(view::window())
             .set(view::assets()),
-        TandemClientPlugins::connect(server.to_string()).named(options.name),
+        TandemClientPlugins::connect(&server.to_string()).named(options.name),
         game::game,
         ViewPlugin {
             screenshot: options.screenshot,

@@ -116,11 +116,11 @@ pub struct ServerReport {
     pub rss_bytes: u64,
     /// Most sessions at once.
     pub sessions_peak: u64,
-    /// Bytes received in datagrams that were accepted.
+    /// Bytes received, whatever became of them.
     pub bytes_in: u64,
     /// Bytes sent.
     pub bytes_out: u64,
-    /// Datagrams received and accepted.
+    /// Datagrams received, whatever became of them.
     pub datagrams_in: u64,
     /// Datagrams sent.
     pub datagrams_out: u64,
@@ -143,12 +143,12 @@ impl ServerReport {
             cpu_s: cpu_time().as_secs_f64(),
             wall_s: wall.as_secs_f64(),
             rss_bytes: resident_bytes().unwrap_or(0),
-            sessions_peak: network.sessions_peak,
-            bytes_in: network.bytes_in,
-            bytes_out: network.bytes_out,
-            datagrams_in: network.datagrams_in,
-            datagrams_out: network.datagrams_out,
-            datagrams_rejected: network.datagrams_rejected,
+            sessions_peak: network.sessions_peak as u64,
+            bytes_in: network.transport.bytes_in,
+            bytes_out: network.transport.bytes_out,
+            datagrams_in: network.transport.datagrams_in,
+            datagrams_out: network.transport.datagrams_out,
+            datagrams_rejected: network.transport.rejected.total(),
         }
     }
 }

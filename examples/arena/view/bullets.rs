@@ -97,7 +97,7 @@ fn extinguish(
     }
 }
 
-/// The moment that is drawn: the last tick and the part of the next that has passed.
+/// The moment that is drawn, as for ships: between the last two ticks.
 #[derive(bevy::ecs::system::SystemParam)]
 struct Now<'w> {
     tick: Res<'w, CurrentTick>,
@@ -107,7 +107,7 @@ struct Now<'w> {
 impl Now<'_> {
     /// Seconds since it was fired.
     fn age(&self, bullet: &Bullet) -> f32 {
-        let ticks = self.tick.0.distance_from(bullet.born) as f32;
+        let ticks = self.tick.0.distance_from(bullet.born) as f32 - 1.0;
         (ticks + self.fixed.overstep_fraction()).max(0.0) * self.fixed.timestep().as_secs_f32()
     }
 }

@@ -78,10 +78,10 @@ struct Totals {
 impl Totals {
     fn of(stats: &ClientStats) -> Self {
         Self {
-            bytes_in: stats.bytes_in,
-            bytes_out: stats.bytes_out,
-            datagrams_in: stats.datagrams_in,
-            datagrams_out: stats.datagrams_out,
+            bytes_in: stats.transport.bytes_in,
+            bytes_out: stats.transport.bytes_out,
+            datagrams_in: stats.transport.datagrams_in,
+            datagrams_out: stats.transport.datagrams_out,
             reconciliations: stats.reconciliations,
             frames: stats.frames,
             starved_frames: stats.starved_frames,
