@@ -121,7 +121,7 @@ def ring(x, y):
 def wall(x, y):
     """One tile of wall: a plate with a bevel and four rivets, lit from the top left."""
     inset = max(abs(x), abs(y))
-    plate = mix((0.105, 0.130, 0.200), (0.150, 0.182, 0.270), 0.5 + 0.25 * (y - x))
+    plate = mix((0.130, 0.160, 0.245), (0.185, 0.222, 0.325), 0.5 + 0.25 * (y - x))
     if inset > 0.90:
         lit = y > abs(x) or -x > abs(y)
         plate = mix(plate, (0.235, 0.280, 0.395) if lit else (0.055, 0.068, 0.110), 0.8)
@@ -140,11 +140,11 @@ def edge(x, y):
 
 def floor(x, y):
     """Four by four units of floor."""
-    base = mix((0.030, 0.040, 0.072), (0.038, 0.050, 0.088), 0.5 + 0.5 * math.sin(3 * x) * math.sin(3 * y))
+    base = mix((0.046, 0.060, 0.102), (0.058, 0.075, 0.126), 0.5 + 0.5 * math.sin(3 * x) * math.sin(3 * y))
     line = min(abs(x), abs(y), 1 - abs(x), 1 - abs(y))
-    base = mix(base, (0.075, 0.098, 0.160), 0.75 * smooth(0.014, 0.004, line))
+    base = mix(base, (0.105, 0.137, 0.218), 0.8 * smooth(0.014, 0.004, line))
     cross = min(max(abs(x), abs(y) * 4), max(abs(x) * 4, abs(y)))
-    return (*mix(base, (0.16, 0.22, 0.34), 0.8 * smooth(0.085, 0.065, cross)), 1.0)
+    return (*mix(base, (0.22, 0.30, 0.45), 0.85 * smooth(0.085, 0.065, cross)), 1.0)
 
 
 def pad(x, y):
@@ -172,7 +172,7 @@ def crosshair(x, y):
 
 
 def vignette(x, y):
-    return (0.0, 0.005, 0.02, 0.75 * smooth(0.62, 1.45, math.hypot(x, y * 0.92)))
+    return (0.0, 0.005, 0.02, 0.62 * smooth(0.70, 1.45, math.hypot(x, y * 0.92)))
 
 
 def main():

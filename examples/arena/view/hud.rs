@@ -133,7 +133,9 @@ fn build_hud(art: Res<Art>, mut commands: Commands) {
         width: percent(100),
         height: percent(100),
         justify_content: JustifyContent::Center,
-        align_items: AlignItems::Center,
+        align_items: AlignItems::Start,
+        // Above the middle, where the player's own ship is.
+        padding: UiRect::top(percent(9)),
         ..default()
     });
     notice.with_children(|notice| {

@@ -11,7 +11,7 @@ const BARS: usize = 90;
 const SAMPLE_SECONDS: f32 = 0.1;
 /// Size of a strip in pixels.
 const STRIP_HEIGHT: f32 = 44.0;
-const BAR_WIDTH: f32 = 3.0;
+const BAR_WIDTH: f32 = 3.5;
 
 pub fn plugin(app: &mut App) {
     app.init_resource::<NetGraph>()
@@ -229,13 +229,13 @@ fn describe(stats: &ClientStats, rates: &Totals) -> String {
     let ms = |duration: std::time::Duration| duration.as_secs_f64() * 1e3;
     let starved = 100.0 * rates.starved_frames as f64 / rates.frames.max(1) as f64;
     format!(
-        "rtt      {:>7.1} ms   jitter  {:>6.1} ms\n\
-         loss     {:>7.1} %    margin  {:>6.1} ticks\n\
-         down     {:>7.1} kB/s {:>8} pkt/s\n\
-         up       {:>7.1} kB/s {:>8} pkt/s\n\
-         delay    {:>7.0} ms   starved {:>6.1} %\n\
-         reconc.  {:>7} /s   snaps   {:>6}\n\
-         error    p99 {:.3}   max {:.3} units",
+        "rtt     {:>7.1} ms     jitter  {:>7.1} ms\n\
+         loss    {:>7.1} %      margin  {:>7.1} ticks\n\
+         down    {:>7.1} kB/s   packets {:>7} /s\n\
+         up      {:>7.1} kB/s   packets {:>7} /s\n\
+         delay   {:>7.0} ms     starved {:>7.1} %\n\
+         reconc. {:>7} /s     snaps   {:>7}\n\
+         error   {:>7.3} p99    largest {:>7.3} units",
         ms(stats.rtt),
         ms(stats.jitter),
         stats.loss * 100.0,

@@ -7,10 +7,10 @@ pub const VOID: Color = Color::srgb(0.016, 0.022, 0.042);
 /// Light on the sides of walls.
 pub const WALL_LIGHT: Color = Color::linear_rgb(0.09, 0.55, 0.95);
 pub const PAD: Color = Color::linear_rgba(0.10, 0.45, 0.80, 0.30);
-pub const PANEL: Color = Color::srgba(0.03, 0.045, 0.085, 0.82);
+pub const PANEL: Color = Color::srgba(0.025, 0.038, 0.075, 0.90);
 pub const PANEL_EDGE: Color = Color::srgba(0.30, 0.45, 0.72, 0.35);
 pub const TEXT: Color = Color::srgb(0.82, 0.88, 0.97);
-pub const DIM_TEXT: Color = Color::srgb(0.48, 0.56, 0.70);
+pub const DIM_TEXT: Color = Color::srgb(0.56, 0.65, 0.80);
 pub const WARNING: Color = Color::srgb(1.0, 0.42, 0.36);
 pub const GOOD: Color = Color::srgb(0.36, 0.90, 0.60);
 pub const ACCENT: Color = Color::srgb(0.33, 0.72, 1.0);

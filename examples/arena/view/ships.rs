@@ -9,7 +9,7 @@ use super::{Art, effects, layer, palette, sprite};
 use crate::game::{self, Health, Respawn, SHIP_RADIUS, Ship, Velocity};
 
 /// The picture is larger than what bullets hit, as its corners are empty.
-const SIZE: Vec2 = Vec2::splat(SHIP_RADIUS * 2.5);
+const SIZE: Vec2 = Vec2::splat(SHIP_RADIUS * 2.8);
 const BAR: Vec2 = Vec2::new(2.2, 0.20);
 /// How long a hit shows, in seconds.
 const FLASH: f32 = 0.18;
