@@ -1,0 +1,138 @@
+//! Load for an arena server: many real clients, without windows.
+//!
+//!     cargo bots --count N [--udp ADDR] [--seconds S] [--latency-ms L] [--jitter-ms J] [--loss P]
+//!                [--seed K] [--still] [--report FILE]
+//!
+//! The link conditions act in both directions; the latency is one way.
+
+mod brain;
+mod crowd;
+mod game;
+mod map;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use bevy_tandem::headless::report::{self, ClientsReport};
+use bevy_tandem::headless::{Signals, args};
+use bevy_tandem::prelude::LinkConditions;
+use lexopt::{Parser, ValueExt};
+
+use crowd::{Crowd, CrowdPlan};
+
+const USAGE: &str = "\
+usage: cargo bots --count N [--udp ADDR] [--seconds S] [--latency-ms L] [--jitter-ms J] [--loss P]
+                  [--seed K] [--still] [--report FILE]
+
+  --count N       so many players
+  --udp ADDR      of the server; 127.0.0.1:5000 by default
+  --seconds S     leave after so long; by default on Ctrl-C or SIGTERM
+  --latency-ms L  delay every datagram, in each direction
+  --jitter-ms J   and by up to so much more, at random
+  --loss P        lose this share of the datagrams, 0 to 1
+  --seed K        of what the bots and the link do; 1 by default
+  --still         connect and stand still
+  --report FILE   write what the players saw as JSON";
+
+fn main() {
+    let options = args::or_fail(Options::parse(Parser::from_env()));
+    let signals = args::or_fail(Signals::listen());
+    let mut crowd = Crowd::new(&options.plan);
+    crowd.play_until(|elapsed| {
+        signals.any() || options.seconds.is_some_and(|limit| elapsed >= limit)
+    });
+    let result = crowd.report();
+    crowd.leave();
+
+    print_summary(&result);
+    if let Some(path) = &options.report {
+        args::or_fail(
+            report::write(path, &result)
+                .map_err(|error| format!("cannot write {}: {error}", path.display())),
+        );
+    }
+}
+
+fn print_summary(report: &ClientsReport) {
+    println!(
+        "{} of {} connected, {} disconnects in {:.0} s; rtt {:.0} ms; a client gets {:.0} and sends {:.0} bytes/s, \
+         reconciles {:.2}/s; {:.2} % of frames starved, {:.2} % of inputs late, {} snaps",
+        report.connected,
+        report.requested,
+        report.disconnects,
+        report.seconds,
+        report.rtt_ms.p50,
+        report.bytes_down_per_client_s,
+        report.bytes_up_per_client_s,
+        report.reconciliations_per_client_s,
+        report.interpolation_starved_ratio * 100.0,
+        report.inputs_late_ratio * 100.0,
+        report.snaps,
+    );
+}
+
+#[derive(Debug)]
+struct Options {
+    plan: CrowdPlan,
+    seconds: Option<Duration>,
+    report: Option<PathBuf>,
+}
+
+impl Options {
+    fn parse(mut parser: Parser) -> Result<Self, lexopt::Error> {
+        use lexopt::Arg::{Long, Short};
+        let mut count = None;
+        let mut server: SocketAddr = ([127, 0, 0, 1], 5000).into();
+        let mut conditions = LinkConditions::default();
+        let (mut seed, mut still, mut seconds, mut report) = (1, false, None, None);
+        while let Some(arg) = parser.next()? {
+            match arg {
+                Long("count") => count = Some(parser.value()?.parse()?),
+                Long("udp") => server = parser.value()?.parse()?,
+                Long("seconds") => seconds = Some(args::seconds(&mut parser)?),
+                Long("latency-ms") => conditions.latency = args::milliseconds(&mut parser)?,
+                Long("jitter-ms") => conditions.jitter = args::milliseconds(&mut parser)?,
+                Long("loss") => conditions.loss = args::share(&mut parser)?,
+                Long("seed") => seed = parser.value()?.parse()?,
+                Long("still") => still = true,
+                Long("report") => report = Some(parser.value()?.into()),
+                Long("help") | Short('h') => args::help(USAGE),
+                other => return Err(other.unexpected()),
+            }
+        }
+        let count = count.ok_or("missing option '--count': how many players?")?;
+        let plan = CrowdPlan {
+            server,
+            count,
+            seed,
+            still,
+            conditions,
+        };
+        Ok(Self {
+            plan,
+            seconds,
+            report,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mistakes_are_answered_in_one_line() {
+        for line in [
+            &[][..],
+            &["--count", "-3"],
+            &["--count", "3", "--loss", "1.5"],
+            &["--count", "3", "--latency-ms", "fast"],
+            &["--count", "3", "--udp", "somewhere"],
+            &["3"],
+        ] {
+            let error = Options::parse(Parser::from_args(line)).expect_err("a mistake");
+            assert_eq!(error.to_string().lines().count(), 1, "{line:?}: {error}");
+        }
+    }
+}

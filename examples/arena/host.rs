@@ -1,0 +1,60 @@
+//! The server as an app: what `serve` runs, and `play` on a thread of its own.
+
+use std::net::{SocketAddr, UdpSocket};
+
+use bevy::prelude::*;
+use bevy_tandem::headless::{HeadlessPlugin, ShutdownRequested};
+use bevy_tandem::prelude::*;
+use fastrand::Rng;
+
+use crate::game::{self, Debris};
+use crate::map;
+
+/// Where servers listen unless told otherwise: reached from this machine only.
+pub fn default_address() -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], 5000))
+}
+
+/// A server of the arena with `statics` things that never move.
+pub fn server(address: SocketAddr, statics: u32, headless: HeadlessPlugin) -> App {
+    let mut app = App::new();
+    app.add_plugins((
+        MinimalPlugins,
+        TandemServerPlugins::listen(&address.to_string()),
+        headless,
+        game::game,
+        game::referee,
+    ))
+    .add_systems(Startup, move |mut commands: Commands| {
+        scatter(statics, &mut commands);
+    })
+    .add_observer(say_goodbye);
+    app
+}
+
+/// Why nobody can listen on this address, if so.
+pub fn listen_error(address: SocketAddr) -> Option<std::io::Error> {
+    UdpSocket::bind(address).err()
+}
+
+fn scatter(statics: u32, commands: &mut Commands) {
+    let mut rng = Rng::with_seed(1);
+    for _ in 0..statics {
+        let place = Vec2::new(rng.f32() - 0.5, rng.f32() - 0.5) * 2.0 * map::HALF_SIZE;
+        let transform = Transform::from_translation(place.extend(0.0));
+        commands.spawn((Replicated, Debris, transform));
+    }
+}
+
+fn say_goodbye(
+    _: On<ShutdownRequested>,
+    sessions: Query<Entity, With<Session>>,
+    mut commands: Commands,
+) {
+    for session in &sessions {
+        commands.trigger(Kick {
+            session,
+            reason: "the server is shutting down".to_string(),
+        });
+    }
+}

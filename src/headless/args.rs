@@ -1,0 +1,106 @@
+//! Command lines that answer a mistake with one line instead of a backtrace.
+
+use std::fmt::Display;
+use std::process;
+use std::time::Duration;
+
+use lexopt::ValueExt;
+
+/// Exit code for a command that could not start because of how it was called, as `grep` and `diff` have it.
+pub const EXIT_USAGE: i32 = 2;
+
+/// Ends the process with one line on stderr and [`EXIT_USAGE`].
+pub fn fail(message: impl Display) -> ! {
+    eprintln!("error: {message}");
+    process::exit(EXIT_USAGE)
+}
+
+/// The value, or [`fail`] with its error.
+pub fn or_fail<T, E: Display>(result: Result<T, E>) -> T {
+    result.unwrap_or_else(|error| fail(error))
+}
+
+/// Ends the process successfully with the usage on stdout.
+pub fn help(usage: &str) -> ! {
+    println!("{usage}");
+    process::exit(0)
+}
+
+/// The value of the current option as a number of seconds, zero or more.
+///
+/// # Errors
+///
+/// No value follows, or it is not such a number.
+pub fn seconds(parser: &mut lexopt::Parser) -> Result<Duration, lexopt::Error> {
+    parser
+        .value()?
+        .parse_with(|text| parse_duration(text, 1.0, "a number of seconds"))
+}
+
+/// The value of the current option as a number of milliseconds, zero or more.
+///
+/// # Errors
+///
+/// No value follows, or it is not such a number.
+pub fn milliseconds(parser: &mut lexopt::Parser) -> Result<Duration, lexopt::Error> {
+    parser
+        .value()?
+        .parse_with(|text| parse_duration(text, 1e-3, "a number of milliseconds"))
+}
+
+/// The value of the current option as a share from 0 to 1.
+///
+/// # Errors
+///
+/// No value follows, or it is not such a number.
+pub fn share(parser: &mut lexopt::Parser) -> Result<f32, lexopt::Error> {
+    parser.value()?.parse_with(|text| {
+        text.parse()
+            .ok()
+            .filter(|share| (0.0..=1.0).contains(share))
+            .ok_or("expected a share from 0 to 1")
+    })
+}
+
+fn parse_duration(text: &str, unit_seconds: f64, expected: &str) -> Result<Duration, String> {
+    text.parse::<f64>()
+        .ok()
+        .and_then(|number| Duration::try_from_secs_f64(number * unit_seconds).ok())
+        .ok_or_else(|| format!("expected {expected}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parser(value: &str) -> lexopt::Parser {
+        let mut parser = lexopt::Parser::from_args(["--option", value]);
+        parser.next().expect("an option").expect("the option");
+        parser
+    }
+
+    #[test]
+    fn durations_take_fractions_and_refuse_the_rest() {
+        assert_eq!(
+            seconds(&mut parser("1.5")).ok(),
+            Some(Duration::from_millis(1_500))
+        );
+        assert_eq!(
+            milliseconds(&mut parser("75")).ok(),
+            Some(Duration::from_millis(75))
+        );
+        for bad in ["-1", "NaN", "inf", "soon", "1e300"] {
+            let error = seconds(&mut parser(bad)).expect_err(bad).to_string();
+            assert!(error.contains("seconds"), "{bad}: {error}");
+            assert!(!error.contains('\n'), "one line: {error}");
+        }
+    }
+
+    #[test]
+    fn shares_stay_within_zero_and_one() {
+        assert_eq!(share(&mut parser("0.05")).ok(), Some(0.05));
+        for bad in ["-0.1", "1.01", "NaN", "5%"] {
+            assert!(share(&mut parser(bad)).is_err(), "{bad} is no share");
+        }
+    }
+}

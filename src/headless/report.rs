@@ -1,0 +1,263 @@
+//! What a run measured, as one JSON object.
+//!
+//! The field names are an interface: other tools read them.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::time::Duration;
+
+use bevy::ecs::world::World;
+use serde::Serialize;
+
+use super::TickTimings;
+use crate::histogram::Histogram;
+use crate::server::ServerStats;
+
+/// Median and tail of a distribution.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Percentiles {
+    /// The median.
+    pub p50: f64,
+    /// Exceeded by one in twenty.
+    pub p95: f64,
+    /// Exceeded by one in a hundred.
+    pub p99: f64,
+}
+
+/// [`Percentiles`] with the maximum.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct PercentilesAndMax {
+    /// The median.
+    pub p50: f64,
+    /// Exceeded by one in twenty.
+    pub p95: f64,
+    /// Exceeded by one in a hundred.
+    pub p99: f64,
+    /// The largest.
+    pub max: f64,
+}
+
+/// Median, far tail and maximum.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct MedianAndTail {
+    /// The median.
+    pub p50: f64,
+    /// Exceeded by one in a hundred.
+    pub p99: f64,
+    /// The largest.
+    pub max: f64,
+}
+
+/// Median and near tail.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct MedianAndP95 {
+    /// The median.
+    pub p50: f64,
+    /// Exceeded by one in twenty.
+    pub p95: f64,
+}
+
+impl From<&Histogram> for Percentiles {
+    fn from(of: &Histogram) -> Self {
+        Self {
+            p50: of.quantile(0.5),
+            p95: of.quantile(0.95),
+            p99: of.quantile(0.99),
+        }
+    }
+}
+
+impl From<&Histogram> for PercentilesAndMax {
+    fn from(of: &Histogram) -> Self {
+        let Percentiles { p50, p95, p99 } = of.into();
+        Self {
+            p50,
+            p95,
+            p99,
+            max: of.max(),
+        }
+    }
+}
+
+impl From<&Histogram> for MedianAndTail {
+    fn from(of: &Histogram) -> Self {
+        Self {
+            p50: of.quantile(0.5),
+            p99: of.quantile(0.99),
+            max: of.max(),
+        }
+    }
+}
+
+impl From<&Histogram> for MedianAndP95 {
+    fn from(of: &Histogram) -> Self {
+        Self {
+            p50: of.quantile(0.5),
+            p95: of.quantile(0.95),
+        }
+    }
+}
+
+/// A server's run.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct ServerReport {
+    /// Ticks simulated.
+    pub ticks: u64,
+    /// Ticks that ended after the next one was due.
+    pub overruns: u64,
+    /// Milliseconds spent in a tick, all of it: receiving, simulating, sending.
+    pub tick_ms: PercentilesAndMax,
+    /// Processor time of the whole process, in seconds, all threads, kernel included.
+    pub cpu_s: f64,
+    /// Seconds from the first tick to the report.
+    pub wall_s: f64,
+    /// Resident memory at the end.
+    pub rss_bytes: u64,
+    /// Most sessions at once.
+    pub sessions_peak: u64,
+    /// Bytes received, whatever became of them.
+    pub bytes_in: u64,
+    /// Bytes sent.
+    pub bytes_out: u64,
+    /// Datagrams received, whatever became of them.
+    pub datagrams_in: u64,
+    /// Datagrams sent.
+    pub datagrams_out: u64,
+    /// Datagrams thrown away: malformed, forged, or beyond a limit.
+    pub datagrams_rejected: u64,
+}
+
+impl ServerReport {
+    /// Sums up a server that ran for `wall` with a [`HeadlessPlugin`](super::HeadlessPlugin).
+    pub fn of(world: &World, wall: Duration) -> Self {
+        let timings = world
+            .get_resource::<TickTimings>()
+            .cloned()
+            .unwrap_or_default();
+        let network = world.get_resource::<ServerStats>().cloned().unwrap_or_default();
+        Self {
+            ticks: timings.tick_ms.count(),
+            overruns: timings.overruns,
+            tick_ms: (&timings.tick_ms).into(),
+            cpu_s: cpu_time().as_secs_f64(),
+            wall_s: wall.as_secs_f64(),
+            rss_bytes: resident_bytes().unwrap_or(0),
+            sessions_peak: network.sessions_peak as u64,
+            bytes_in: network.transport.bytes_in,
+            bytes_out: network.transport.bytes_out,
+            datagrams_in: network.transport.datagrams_in,
+            datagrams_out: network.transport.datagrams_out,
+            datagrams_rejected: network.transport.rejected.total(),
+        }
+    }
+}
+
+/// What a group of clients saw, together.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct ClientsReport {
+    /// How many clients there were to be.
+    pub requested: u64,
+    /// How many of them connected.
+    pub connected: u64,
+    /// How often a connection was lost before the end.
+    pub disconnects: u64,
+    /// Length of the run.
+    pub seconds: f64,
+    /// Round trips.
+    pub rtt_ms: Percentiles,
+    /// Bytes received by a client each second.
+    pub bytes_down_per_client_s: f64,
+    /// Bytes sent by a client each second.
+    pub bytes_up_per_client_s: f64,
+    /// Datagrams received by a client each second.
+    pub datagrams_down_per_client_s: f64,
+    /// Datagrams sent by a client each second.
+    pub datagrams_up_per_client_s: f64,
+    /// Snapshots received by a client each second.
+    pub snapshots_per_client_s: f64,
+    /// Replays after a wrong prediction, of a client each second.
+    pub reconciliations_per_client_s: f64,
+    /// How far predictions were off, in units of the world.
+    pub prediction_error: MedianAndTail,
+    /// Corrections too large or too old to replay or smooth.
+    pub snaps: u64,
+    /// How far in the past other players were drawn.
+    pub interpolation_delay_ms: MedianAndP95,
+    /// Share of frames that had no snapshot to interpolate towards.
+    pub interpolation_starved_ratio: f64,
+    /// Share of inputs that reached the server after their tick.
+    pub inputs_late_ratio: f64,
+}
+
+/// Writes a report as JSON.
+///
+/// # Errors
+///
+/// The file cannot be written.
+pub fn write(path: &Path, report: &impl Serialize) -> io::Result<()> {
+    let mut json = serde_json::to_string_pretty(report)?;
+    json.push('\n');
+    fs::write(path, json)
+}
+
+/// Processor time that this process has used: user and kernel, all threads.
+pub fn cpu_time() -> Duration {
+    // SAFETY: `rusage` is plain numbers, for which all zeros is a value.
+    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+    // SAFETY: the pointer is to a `rusage` of ours, which the call fills in.
+    if unsafe { libc::getrusage(libc::RUSAGE_SELF, &raw mut usage) } != 0 {
+        return Duration::ZERO;
+    }
+    let time = |t: libc::timeval| {
+        Duration::from_secs(t.tv_sec.unsigned_abs()) + Duration::from_micros(t.tv_usec.unsigned_abs())
+    };
+    time(usage.ru_utime) + time(usage.ru_stime)
+}
+
+/// Resident memory of this process, where the system tells (`/proc`, so Linux).
+pub fn resident_bytes() -> Option<u64> {
+    let statm = fs::read_to_string("/proc/self/statm").ok()?;
+    let pages: u64 = statm.split_whitespace().nth(1)?.parse().ok()?;
+    // SAFETY: reads a constant of the system.
+    let page_bytes = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    Some(pages * u64::try_from(page_bytes).ok()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reports_have_exactly_the_promised_fields() {
+        let keys = |report: serde_json::Value| {
+            let object = report.as_object().cloned().unwrap_or_default();
+            let mut keys: Vec<String> = object.keys().cloned().collect();
+            keys.sort();
+            keys.join(" ")
+        };
+        assert_eq!(
+            keys(serde_json::to_value(ServerReport::default()).expect("plain numbers")),
+            "bytes_in bytes_out cpu_s datagrams_in datagrams_out datagrams_rejected overruns rss_bytes \
+             sessions_peak tick_ms ticks wall_s"
+        );
+        assert_eq!(
+            keys(serde_json::to_value(ClientsReport::default()).expect("plain numbers")),
+            "bytes_down_per_client_s bytes_up_per_client_s connected datagrams_down_per_client_s \
+             datagrams_up_per_client_s disconnects inputs_late_ratio interpolation_delay_ms \
+             interpolation_starved_ratio prediction_error reconciliations_per_client_s requested rtt_ms \
+             seconds snaps snapshots_per_client_s"
+        );
+    }
+
+    #[test]
+    fn a_process_knows_its_own_cost() {
+        assert!(resident_bytes().is_some_and(|bytes| bytes > 100_000));
+        let before = cpu_time();
+        let mut sum = 0u64;
+        for i in 0..20_000_000u64 {
+            sum = std::hint::black_box(sum.wrapping_add(i));
+        }
+        assert!(cpu_time() > before, "work takes processor time");
+    }
+}
