@@ -2,6 +2,7 @@
 
 pub mod blend;
 pub mod client;
+pub mod headless;
 pub mod histogram;
 pub mod input;
 pub mod message;
