@@ -348,7 +348,7 @@ impl<C: Component<Mutability = Mutable> + Clone> Interpolation<C> {
 impl<C: Component<Mutability = Mutable> + Blend> Interpolation<C> {
     fn linear() -> Self {
         let blend = BlendFns {
-            distance: C::distance,
+            distance: C::separation,
             offset: C::offset,
         };
         let install = client::interpolate::install_linear::<C>;
