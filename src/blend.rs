@@ -118,7 +118,9 @@ impl Blend for Transform {
 
     fn offset(&self, from: &Self, to: &Self, weight: f32) -> Self {
         Self {
-            translation: self.translation.offset(&from.translation, &to.translation, weight),
+            translation: self
+                .translation
+                .offset(&from.translation, &to.translation, weight),
             rotation: self.rotation.offset(&from.rotation, &to.rotation, weight),
             scale: self.scale.offset(&from.scale, &to.scale, weight),
         }
@@ -144,6 +146,9 @@ mod tests {
         let (a, b) = (Rot2::degrees(170.0), Rot2::degrees(-170.0));
         assert!(a.blend(&b, 0.0).distance(&a) < 1e-5);
         assert!(a.blend(&b, 1.0).distance(&b) < 1e-5);
-        assert!(a.blend(&b, 0.5).distance(&Rot2::degrees(180.0)) < 1e-4, "the shorter way");
+        assert!(
+            a.blend(&b, 0.5).distance(&Rot2::degrees(180.0)) < 1e-4,
+            "the shorter way"
+        );
     }
 }

@@ -61,9 +61,15 @@ pub(crate) struct InputEntry {
 pub(crate) fn entry<I: NetInput>() -> InputEntry {
     InputEntry {
         name: type_name::<I>(),
-        install_local: |app| drop(app.init_resource::<LocalInput<I>>()),
-        insert_default: |entity| drop(entity.insert_if_new(Input::<I>(I::default()))),
-        remove: |entity| drop(entity.remove::<Input<I>>()),
+        install_local: |app| {
+            app.init_resource::<LocalInput<I>>();
+        },
+        insert_default: |entity| {
+            entity.insert_if_new(Input::<I>(I::default()));
+        },
+        remove: |entity| {
+            entity.remove::<Input<I>>();
+        },
         sample: |world, out| {
             if let Err(error) = serial::encode(&world.resource::<LocalInput<I>>().0, out) {
                 error_once!("`{}` cannot be sent: {error}", type_name::<I>());

@@ -97,7 +97,8 @@ pub(crate) struct MessageEntry {
     pub install_server: fn(&mut App),
     pub install_client: fn(&mut App),
     /// Makes a message of bytes from the other side.
-    pub receive_on_server: fn(&mut World, session: Entity, &[u8]) -> Result<(), serial::SerialError>,
+    pub receive_on_server:
+        fn(&mut World, session: Entity, &[u8]) -> Result<(), serial::SerialError>,
     pub receive_on_client: fn(&mut World, &[u8]) -> Result<(), serial::SerialError>,
 }
 
@@ -146,7 +147,10 @@ impl<M: NetMessage> MessageRule<M> {
         locals: &dyn Fn(NetId) -> Option<Entity>,
     ) -> Result<M, serial::SerialError> {
         let mut message = serial::decode(bytes)?;
-        let mut from_net = FromNet { locals, unknown: &mut |_| {} };
+        let mut from_net = FromNet {
+            locals,
+            unknown: &mut |_| {},
+        };
         (self.map)(&mut message, &mut |entity| from_net.get_mapped(entity));
         Ok(message)
     }

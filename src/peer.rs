@@ -15,6 +15,7 @@ use renet::{ChannelConfig, ConnectionConfig, RenetClient, SendType};
 use crate::message::MAX_SERVER_MESSAGE_BYTES;
 use crate::protocol::acks::{AckTracker, Delivery, Header, Received};
 use crate::transport::filter::RenetFilter;
+use crate::transport::quietly;
 
 /// Largest datagram that is put together from several chunks.
 pub(crate) use crate::transport::MAX_DATAGRAM_BYTES;
@@ -78,15 +79,23 @@ impl Peer {
                     channel_id,
                     max_memory_usage_bytes,
                     send_type: match channel_id {
-                        CONTROL_CHANNEL | 1 => SendType::ReliableOrdered { resend_time: RESEND_TIME },
-                        2 => SendType::ReliableUnordered { resend_time: RESEND_TIME },
+                        CONTROL_CHANNEL | 1 => SendType::ReliableOrdered {
+                            resend_time: RESEND_TIME,
+                        },
+                        2 => SendType::ReliableUnordered {
+                            resend_time: RESEND_TIME,
+                        },
                         _ => SendType::Unreliable,
                     },
                 })
                 .collect()
         };
-        let (from_server, from_client) =
-            (channels(SERVER_CHANNEL_BYTES), channels(CLIENT_CHANNEL_BYTES));
+        let from_server = match side {
+            Side::Server => channels(SERVER_CHANNEL_BYTES),
+            // renet's receiver counts slices rounded up, and incomplete messages in full.
+            Side::Client => channels(2 * SERVER_CHANNEL_BYTES),
+        };
+        let from_client = channels(CLIENT_CHANNEL_BYTES);
         // A `RenetClient` sends on the client's channels; at the server's end they are the other way round.
         let (server_channels_config, client_channels_config) = match side {
             Side::Client => (from_server, from_client),
@@ -163,7 +172,7 @@ impl Peer {
             Err(_) => return Ok(()),
         };
         self.owes_acks |= checked.first() != Some(&RENET_ACK);
-        self.renet.process_packet(&checked);
+        quietly(|| self.renet.process_packet(&checked));
         match self.renet.disconnect_reason() {
             Some(reason) => Err(Violation(format!("messages: {reason}"))),
             None => Ok(()),
@@ -200,11 +209,16 @@ impl Peer {
     ///
     /// Small packets stay in that datagram. Returns its number, for acknowledgements.
     pub fn begin(&mut self, now: Duration, send: &mut dyn FnMut(&[u8])) -> u16 {
-        let packets = if self.has_messages() { self.renet.get_packets_to_send() } else { Vec::new() };
+        let packets = if self.has_messages() {
+            self.renet.get_packets_to_send()
+        } else {
+            Vec::new()
+        };
         self.owes_acks = false;
         self.has_new_messages = false;
-        let (small, large): (Vec<_>, Vec<_>) =
-            packets.into_iter().partition(|packet| packet.len() <= SHARED_PACKET_BYTES);
+        let (small, large): (Vec<_>, Vec<_>) = packets
+            .into_iter()
+            .partition(|packet| packet.len() <= SHARED_PACKET_BYTES);
         for packet in large {
             self.start_datagram(now);
             self.chunk(ChunkKind::Renet, &packet);
@@ -236,7 +250,8 @@ impl Peer {
     /// Adds a chunk to the datagram that was begun. It must fit [`Self::room`], or be alone.
     pub fn chunk(&mut self, kind: ChunkKind, body: &[u8]) {
         self.outgoing.push(kind as u8);
-        self.outgoing.extend_from_slice(&(body.len() as u16).to_le_bytes());
+        self.outgoing
+            .extend_from_slice(&(body.len() as u16).to_le_bytes());
         self.outgoing.extend_from_slice(body);
     }
 
@@ -260,6 +275,8 @@ const GOODBYES: usize = 3;
 
 impl ChunkKind {
     fn from_byte(byte: u8) -> Option<Self> {
-        [Self::Snapshot, Self::Inputs, Self::Renet, Self::Goodbye].get(usize::from(byte)).copied()
+        [Self::Snapshot, Self::Inputs, Self::Renet, Self::Goodbye]
+            .get(usize::from(byte))
+            .copied()
     }
 }

@@ -19,8 +19,8 @@ use crate::protocol::replica::ValueRef;
 use crate::replication::SpawnKey;
 use crate::server;
 use crate::tick::Tick;
-use crate::wire::quantize::{MAX_WORDS, Quantize};
-use crate::wire::{fields, serial};
+use crate::wire::quantize::{Field, MAX_WORDS, Quantize};
+use crate::wire::serial;
 
 /// Registers what is replicated. Implemented for [`App`].
 ///
@@ -73,16 +73,24 @@ impl TandemApp for App {
     {
         register_component::<C>(self, |entity, value| match entity.get_mut::<C>() {
             Some(mut current) => *current = value,
-            None => drop(entity.insert(value)),
+            None => {
+                entity.insert(value);
+            }
         });
-        Registration { app: self, component: PhantomData }
+        Registration {
+            app: self,
+            component: PhantomData,
+        }
     }
 
     fn add_input<I: NetInput>(&mut self) -> InputRegistration<'_, I> {
         let entry = input::entry::<I>();
         self.init_resource::<input::InputRule<I>>();
         Registry::of(self).push_input(entry);
-        InputRegistration { app: self, input: PhantomData }
+        InputRegistration {
+            app: self,
+            input: PhantomData,
+        }
     }
 
     fn protocol(&mut self) -> Protocol<'_> {
@@ -115,7 +123,6 @@ impl<'a> Protocol<'a> {
     /// # Panics
     ///
     /// When `M` is registered twice, or when the app already runs.
-    #[must_use]
     pub fn add_message<M: NetMessage>(self, channel: Channel) -> Self {
         message::register::<M>(self.app, channel, |_, _| {});
         self
@@ -127,7 +134,6 @@ impl<'a> Protocol<'a> {
     /// # Panics
     ///
     /// When `M` is registered twice, or when the app already runs.
-    #[must_use]
     pub fn add_mapped_message<M: NetMessage + MapEntities>(self, channel: Channel) -> Self {
         message::register::<M>(self.app, channel, message::map_entities);
         self
@@ -144,7 +150,6 @@ impl<'a, C: Component + Clone> Registration<'a, C> {
     /// Sends it quantised: small numbers, and only their differences to what the client has.
     ///
     /// Each quantiser states its bounds, such as [`TransformCodec`](crate::wire::quantize::TransformCodec).
-    #[must_use]
     pub fn quantize(mut self, quantizer: impl Quantize<C>) -> Self {
         let fields = quantizer.fields();
         assert!(
@@ -153,7 +158,10 @@ impl<'a, C: Component + Clone> Registration<'a, C> {
             type_name::<C>(),
             fields.len(),
         );
-        self.rule().codec = Codec::Quantized { quantizer: Box::new(quantizer), fields };
+        self.rule().codec = Codec::Quantized {
+            quantizer: Box::new(quantizer),
+            fields,
+        };
         self
     }
 
@@ -161,24 +169,24 @@ impl<'a, C: Component + Clone> Registration<'a, C> {
     ///
     /// The server disagrees when a quantised value differs by more than two steps, or serialised bytes differ at all;
     /// [`Self::correct_when`] sets another rule.
-    #[must_use]
     pub fn predict(mut self) -> Self {
         self.rule().predicted = true;
         self
     }
 
     /// Predicts it, and corrects it when `differs(server, client)`.
-    #[must_use]
     pub fn correct_when(mut self, differs: fn(&C, &C) -> bool) -> Self {
-        let rule = self.rule();
+        let mut rule = self.rule();
         rule.predicted = true;
         rule.differs = Some(differs);
         self
     }
 
     /// Shows it delayed with the rest of an interpolated entity, without values in between.
-    #[must_use]
-    pub fn interpolate_step(mut self) -> Self {
+    pub fn interpolate_step(mut self) -> Self
+    where
+        C: Component<Mutability = Mutable>,
+    {
         self.rule().interpolation = Some(Interpolation::step());
         self
     }
@@ -214,7 +222,6 @@ impl<'a, C: Component + Clone> Registration<'a, C> {
 impl<C: Component<Mutability = Mutable> + Blend> Registration<'_, C> {
     /// Draws it between two snapshots on interpolated entities, and smoothly between ticks and after corrections on
     /// predicted ones.
-    #[must_use]
     pub fn interpolate(mut self) -> Self {
         self.rule().interpolation = Some(Interpolation::linear());
         self
@@ -224,14 +231,17 @@ impl<C: Component<Mutability = Mutable> + Blend> Registration<'_, C> {
     ///
     /// `advance` gives the value that is reached after some seconds (negative ones too) at that velocity. `V` must be
     /// interpolated too, at least in steps; where it is unknown, the line is straight.
-    #[must_use]
     pub fn interpolate_hermite<V: Component + Clone>(
         mut self,
         advance: fn(&C, &V, f32) -> C,
     ) -> Self {
-        self.app.insert_resource(client::interpolate::HermiteRule::<C, V> { advance });
+        self.app
+            .insert_resource(client::interpolate::HermiteRule::<C, V> { advance });
         let install = client::interpolate::install_hermite::<C, V>;
-        self.rule().interpolation = Some(Interpolation { install, ..Interpolation::linear() });
+        self.rule().interpolation = Some(Interpolation {
+            install,
+            ..Interpolation::linear()
+        });
         self
     }
 
@@ -240,7 +250,6 @@ impl<C: Component<Mutability = Mutable> + Blend> Registration<'_, C> {
     /// # Panics
     ///
     /// When the component is not interpolated.
-    #[must_use]
     pub fn teleport_distance(mut self, units: f32) -> Self {
         self.rule()
             .interpolation
@@ -259,9 +268,11 @@ pub struct InputRegistration<'a, I> {
 
 impl<'a, I: NetInput> InputRegistration<'a, I> {
     /// Lets the server check every input before it is used: clamp what is out of range.
-    #[must_use]
     pub fn validate(self, clamp: fn(&mut I)) -> Self {
-        self.app.world_mut().resource_mut::<input::InputRule<I>>().clamp = Some(clamp);
+        self.app
+            .world_mut()
+            .resource_mut::<input::InputRule<I>>()
+            .clamp = Some(clamp);
         self
     }
 
@@ -296,7 +307,10 @@ enum Codec<C> {
         encode: fn(&C, &mut Vec<u8>) -> Result<(), serial::SerialError>,
         decode: fn(&[u8]) -> Result<C, serial::SerialError>,
     },
-    Quantized { quantizer: Box<dyn Quantize<C>>, fields: Vec<fields::Field> },
+    Quantized {
+        quantizer: Box<dyn Quantize<C>>,
+        fields: Vec<Field>,
+    },
 }
 
 /// How one component is drawn.
@@ -308,8 +322,8 @@ pub(crate) struct Interpolation<C> {
 
 /// [`Blend`], for types that are not known to implement it.
 pub(crate) struct BlendFns<C> {
-    pub blend: fn(&C, &C, f32) -> C,
     pub distance: fn(&C, &C) -> f32,
+    pub offset: fn(&C, &C, &C, f32) -> C,
 }
 
 impl<C> Clone for BlendFns<C> {
@@ -320,18 +334,29 @@ impl<C> Clone for BlendFns<C> {
 
 impl<C> Copy for BlendFns<C> {}
 
-impl<C: Component + Clone> Interpolation<C> {
+impl<C: Component<Mutability = Mutable> + Clone> Interpolation<C> {
     fn step() -> Self {
         let install = client::interpolate::install_step::<C>;
-        Self { blend: None, teleport_distance: None, install }
+        Self {
+            blend: None,
+            teleport_distance: None,
+            install,
+        }
     }
 }
 
 impl<C: Component<Mutability = Mutable> + Blend> Interpolation<C> {
     fn linear() -> Self {
-        let blend = BlendFns { blend: C::blend, distance: C::distance };
+        let blend = BlendFns {
+            distance: C::distance,
+            offset: C::offset,
+        };
         let install = client::interpolate::install_linear::<C>;
-        Self { blend: Some(blend), teleport_distance: None, install }
+        Self {
+            blend: Some(blend),
+            teleport_distance: None,
+            install,
+        }
     }
 }
 
@@ -416,8 +441,24 @@ impl<C: Component + Clone> ComponentRule<C> {
         }
     }
 
-    pub fn set(&self, entity: &mut EntityWorldMut, value: C) {
-        (self.set)(entity, value);
+    /// Writes a value to an entity.
+    pub fn setter(&self) -> fn(&mut EntityWorldMut, C) {
+        self.set
+    }
+
+    pub fn blend_fns(&self) -> Option<BlendFns<C>> {
+        self.interpolation.as_ref()?.blend
+    }
+
+    /// Whether two values are too far apart to be drawn between.
+    pub fn is_teleport(&self, a: &C, b: &C) -> bool {
+        self.interpolation.as_ref().is_some_and(|interpolation| {
+            let blend = interpolation.blend;
+            let limit = interpolation.teleport_distance;
+            blend
+                .zip(limit)
+                .is_some_and(|(blend, limit)| (blend.distance)(a, b) > limit)
+        })
     }
 
     fn layout(&self) -> Layout {
@@ -431,7 +472,10 @@ impl<C: Component + Clone> ComponentRule<C> {
     fn describe(&self) -> String {
         let mut text = format!("component {}", type_name::<C>());
         if let Codec::Quantized { fields, .. } = &self.codec {
-            let widths: Vec<_> = fields.iter().map(|field| field.bits.to_string()).collect();
+            let widths: Vec<_> = fields
+                .iter()
+                .map(|field| field.bits().to_string())
+                .collect();
             text += &format!(" quantized to {} bits", widths.join("+"));
         }
         if self.predicted {
@@ -518,7 +562,9 @@ impl Registry {
                     entity.insert(value);
                 }
             });
-            register_component::<SpawnKey>(app, |entity, value| drop(entity.insert(value)));
+            register_component::<SpawnKey>(app, |entity, value| {
+                entity.insert(value);
+            });
         }
         app.world_mut().resource_mut()
     }
@@ -533,8 +579,14 @@ impl Registry {
     /// What the handshake compares.
     pub fn describe(world: &World) -> Vec<String> {
         let registry = world.resource::<Self>();
-        let components = registry.components.iter().map(|entry| (entry.describe)(world));
-        let inputs = registry.inputs.iter().map(|entry| format!("input {}", entry.name));
+        let components = registry
+            .components
+            .iter()
+            .map(|entry| (entry.describe)(world));
+        let inputs = registry
+            .inputs
+            .iter()
+            .map(|entry| format!("input {}", entry.name));
         let messages = registry
             .messages
             .iter()
@@ -543,26 +595,44 @@ impl Registry {
     }
 
     fn push_component(&mut self, entry: ComponentEntry, name: &str) -> ComponentId {
-        self.check(name, self.components.iter().any(|other| other.type_id == entry.type_id));
-        let id = u8::try_from(self.components.len()).expect("at most 256 components are registered");
+        self.check(
+            name,
+            self.components
+                .iter()
+                .any(|other| other.type_id == entry.type_id),
+        );
+        let id =
+            u8::try_from(self.components.len()).expect("at most 256 components are registered");
         self.components.push(entry);
         ComponentId(id)
     }
 
     fn push_input(&mut self, entry: input::InputEntry) {
-        self.check(entry.name, self.inputs.iter().any(|other| other.name == entry.name));
+        self.check(
+            entry.name,
+            self.inputs.iter().any(|other| other.name == entry.name),
+        );
         self.inputs.push(entry);
     }
 
     pub fn push_message(app: &mut App, entry: message::MessageEntry) -> u16 {
         let mut registry = Self::of(app);
-        registry.check(entry.name, registry.messages.iter().any(|other| other.name == entry.name));
+        registry.check(
+            entry.name,
+            registry
+                .messages
+                .iter()
+                .any(|other| other.name == entry.name),
+        );
         registry.messages.push(entry);
         (registry.messages.len() - 1) as u16
     }
 
     fn check(&self, name: &str, is_known: bool) {
-        assert!(!is_known, "`{name}` is registered twice; remove one of the two calls");
+        assert!(
+            !is_known,
+            "`{name}` is registered twice; remove one of the two calls"
+        );
         assert!(
             !self.frozen,
             "`{name}` is registered after the app was built; do it in a plugin or before `App::run`",

@@ -73,7 +73,10 @@ pub struct SpawnKey {
 impl SpawnKey {
     /// The key of the `n`th entity that `owner` spawns in `tick`.
     pub fn new(owner: u32, tick: Tick, n: u8) -> Self {
-        Self { tick, source: u64::from(owner) << 8 | u64::from(n) }
+        Self {
+            tick,
+            source: u64::from(owner) << 8 | u64::from(n),
+        }
     }
 }
 

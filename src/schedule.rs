@@ -59,8 +59,14 @@ impl Plugin for TickPlugin {
         app.init_resource::<CurrentTick>()
             .init_resource::<Replaying>()
             .insert_resource(Time::<Fixed>::from_hz(self.tick_rate_hz))
-            .configure_sets(PreUpdate, (TandemSystems::Receive, TandemSystems::Apply).chain())
-            .configure_sets(PostUpdate, (TandemSystems::Collect, TandemSystems::Send).chain())
+            .configure_sets(
+                PreUpdate,
+                (TandemSystems::Receive, TandemSystems::Apply).chain(),
+            )
+            .configure_sets(
+                PostUpdate,
+                (TandemSystems::Collect, TandemSystems::Send).chain(),
+            )
             .configure_sets(FixedPreUpdate, TandemSystems::Sample)
             .configure_sets(FixedUpdate, TandemSystems::Simulate)
             .add_systems(FixedFirst, advance_tick);

@@ -8,9 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::protocol::handshake::DisconnectReason;
 
 /// The number of a session, the same on server and clients. Never given out twice by one server.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize,
-)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct SessionId(pub u32);
 
 impl fmt::Display for SessionId {

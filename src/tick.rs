@@ -27,13 +27,21 @@ impl Tick {
     /// The newer of the two.
     #[must_use]
     pub fn latest(self, other: Self) -> Self {
-        if other.is_newer_than(self) { other } else { self }
+        if other.is_newer_than(self) {
+            other
+        } else {
+            self
+        }
     }
 
     /// The older of the two.
     #[must_use]
     pub fn earliest(self, other: Self) -> Self {
-        if other.is_newer_than(self) { self } else { other }
+        if other.is_newer_than(self) {
+            self
+        } else {
+            other
+        }
     }
 
     /// The tick whose low 16 bits are `low`, out of the half range on either side of this one.

@@ -154,7 +154,11 @@ impl AckTracker {
     /// A tracker of a connection over which nothing went yet.
     #[must_use]
     pub fn new() -> Self {
-        let unused = Sent { at: Duration::ZERO, seq: 0, fate: Fate::Unused };
+        let unused = Sent {
+            at: Duration::ZERO,
+            seq: 0,
+            fate: Fate::Unused,
+        };
         Self {
             next_seq: 0,
             sent: Box::new([unused; SENT_WINDOW]),
@@ -171,12 +175,21 @@ impl AckTracker {
     pub fn next_header(&mut self, now: Duration) -> Header {
         let seq = self.next_seq;
         self.next_seq = seq.wrapping_add(1);
-        self.sent[slot(seq)] = Sent { at: now, seq, fate: Fate::InFlight };
+        self.sent[slot(seq)] = Sent {
+            at: now,
+            seq,
+            fate: Fate::InFlight,
+        };
         if usize::from(self.next_seq.wrapping_sub(self.oldest_unsettled)) > SENT_WINDOW {
             self.oldest_unsettled = self.next_seq.wrapping_sub(SENT_WINDOW as u16);
         }
         match self.received {
-            None => Header { seq, ack: 0, ack_bits: 0, ack_delay_ms: 0 },
+            None => Header {
+                seq,
+                ack: 0,
+                ack_bits: 0,
+                ack_delay_ms: 0,
+            },
             Some(window) => {
                 let delay = now.saturating_sub(window.newest_at).as_millis();
                 Header {
@@ -300,7 +313,11 @@ impl AckTracker {
 
     fn note_received(&mut self, now: Duration, seq: u16) -> Received {
         let Some(window) = &mut self.received else {
-            self.received = Some(ReceiveWindow { newest: seq, newest_at: now, bits: 1 });
+            self.received = Some(ReceiveWindow {
+                newest: seq,
+                newest_at: now,
+                bits: 1,
+            });
             return Received::New;
         };
         if is_newer(seq, window.newest) {
@@ -404,11 +421,20 @@ mod tests {
 
     #[test]
     fn header_survives_encoding() {
-        let header = Header { seq: 65_535, ack: 258, ack_bits: 0x8000_0001, ack_delay_ms: 7 };
+        let header = Header {
+            seq: 65_535,
+            ack: 258,
+            ack_bits: 0x8000_0001,
+            ack_delay_ms: 7,
+        };
         let mut datagram = header.encode().to_vec();
         datagram.push(42);
         assert_eq!(Header::decode(&datagram), Some((header, &[42][..])));
-        assert_eq!(Header::decode(&datagram[..8]), None, "too short is not a header");
+        assert_eq!(
+            Header::decode(&datagram[..8]),
+            None,
+            "too short is not a header"
+        );
     }
 
     #[test]
@@ -417,7 +443,9 @@ mod tests {
         ada.next_header(ms(0)); // number 0, which an all-zero acknowledgement must not mean
         let hello = bob.next_header(ms(0));
         assert_eq!(hello.ack_bits, 0);
-        ada.handle_header(ms(5), hello, |delivery| panic!("{delivery:?} out of nothing"));
+        ada.handle_header(ms(5), hello, |delivery| {
+            panic!("{delivery:?} out of nothing")
+        });
         assert_eq!(ada.rtt(), None);
     }
 
@@ -431,7 +459,11 @@ mod tests {
         }
         assert_eq!(ada.rtt(), Some(ms(80)));
         assert_eq!(ada.min_rtt(), Some(ms(80)));
-        assert!(ada.jitter().is_some_and(|jitter| jitter < ms(1)), "{:?}", ada.jitter());
+        assert!(
+            ada.jitter().is_some_and(|jitter| jitter < ms(1)),
+            "{:?}",
+            ada.jitter()
+        );
     }
 
     #[test]
@@ -454,14 +486,29 @@ mod tests {
             ada.next_header(ms(0));
         }
         for ack in [100, 9_999, 40_000, 65_535 - 40] {
-            let lie = Header { seq: 1, ack, ack_bits: u32::MAX, ack_delay_ms: 0 };
-            ada.handle_header(ms(10), lie, |delivery| panic!("{delivery:?} was never sent"));
+            let lie = Header {
+                seq: 1,
+                ack,
+                ack_bits: u32::MAX,
+                ack_delay_ms: 0,
+            };
+            ada.handle_header(ms(10), lie, |delivery| {
+                panic!("{delivery:?} was never sent")
+            });
         }
         // Partly true: only what was sent counts.
         let mut acked = Vec::new();
-        let half = Header { seq: 2, ack: 12, ack_bits: u32::MAX, ack_delay_ms: 0 };
+        let half = Header {
+            seq: 2,
+            ack: 12,
+            ack_bits: u32::MAX,
+            ack_delay_ms: 0,
+        };
         ada.handle_header(ms(10), half, |delivery| acked.push(delivery));
-        assert_eq!(acked, (0..10).rev().map(Delivery::Acked).collect::<Vec<_>>());
+        assert_eq!(
+            acked,
+            (0..10).rev().map(Delivery::Acked).collect::<Vec<_>>()
+        );
         assert_eq!(ada.newest_acked(), Some(9));
     }
 

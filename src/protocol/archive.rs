@@ -88,10 +88,14 @@ impl Archive {
     /// Adds a partition.
     pub fn add_partition(&mut self) -> PartitionId {
         // Closed rooms leave holes; a linear search is fine for something that happens when a room opens.
-        let index = self.partitions.iter().position(Option::is_none).unwrap_or_else(|| {
-            self.partitions.push(None);
-            self.partitions.len() - 1
-        });
+        let index = self
+            .partitions
+            .iter()
+            .position(Option::is_none)
+            .unwrap_or_else(|| {
+                self.partitions.push(None);
+                self.partitions.len() - 1
+            });
         self.partitions[index] = Some(Partition::default());
         PartitionId(index as u32)
     }
@@ -152,7 +156,9 @@ impl Archive {
 
     /// Moves an entity to another partition: hidden from those who see only the old one, shown to those of the new.
     pub fn move_to(&mut self, tick: Tick, net: NetId, partition: PartitionId) {
-        let Some(record) = self.record(net) else { return };
+        let Some(record) = self.record(net) else {
+            return;
+        };
         if record.partition == partition || self.partition(partition).is_none() {
             return;
         }
@@ -210,8 +216,13 @@ impl Archive {
 
     /// Removes a component.
     pub fn remove(&mut self, tick: Tick, net: NetId, id: ComponentId) {
-        let Some(record) = self.record_mut(net) else { return };
-        if let Ok(index) = record.components.binary_search_by_key(&id, |stored| stored.id) {
+        let Some(record) = self.record_mut(net) else {
+            return;
+        };
+        if let Ok(index) = record
+            .components
+            .binary_search_by_key(&id, |stored| stored.id)
+        {
             record.components.remove(index);
             record.structure_changed = tick;
             self.touch(tick, net);
@@ -266,7 +277,9 @@ impl Archive {
         &self,
         partition: PartitionId,
     ) -> impl Iterator<Item = (NetId, &Record)> {
-        let newest = self.partition(partition).and_then(|partition| partition.newest_change);
+        let newest = self
+            .partition(partition)
+            .and_then(|partition| partition.newest_change);
         std::iter::successors(
             newest.and_then(|net| Some((net, self.record(net)?))),
             |(_, record)| record.older.and_then(|net| Some((net, self.record(net)?))),
@@ -312,13 +325,25 @@ impl Archive {
             Some(Layout::Bytes) => StoredValue::Bytes(Bytes::new()),
             None => return false,
         };
-        let Some(record) = self.records.get_mut(net.0 as usize).and_then(Option::as_mut) else {
+        let Some(record) = self
+            .records
+            .get_mut(net.0 as usize)
+            .and_then(Option::as_mut)
+        else {
             return false;
         };
-        let (index, added) = match record.components.binary_search_by_key(&id, |stored| stored.id) {
+        let (index, added) = match record
+            .components
+            .binary_search_by_key(&id, |stored| stored.id)
+        {
             Ok(index) => (index, false),
             Err(index) => {
-                let stored = Stored { id, added: tick, changed: tick, value: empty };
+                let stored = Stored {
+                    id,
+                    added: tick,
+                    changed: tick,
+                    value: empty,
+                };
                 record.components.insert(index, stored);
                 record.structure_changed = tick;
                 (index, true)
@@ -339,7 +364,9 @@ impl Archive {
 
     /// Marks an entity as changed: it becomes the newest of its partition.
     fn touch(&mut self, tick: Tick, net: NetId) {
-        let Some(record) = self.record_mut(net) else { return };
+        let Some(record) = self.record_mut(net) else {
+            return;
+        };
         record.changed = tick;
         let partition = record.partition;
         if self.partition_mut(partition).newest_change != Some(net) {
@@ -351,12 +378,16 @@ impl Archive {
     fn leave_partition(&mut self, tick: Tick, net: NetId) {
         self.unlink(net);
         if let Some(partition) = self.record(net).map(|record| record.partition) {
-            self.partition_mut(partition).tombstones.push_back((tick, net));
+            self.partition_mut(partition)
+                .tombstones
+                .push_back((tick, net));
         }
     }
 
     fn link_newest(&mut self, net: NetId) {
-        let Some(partition) = self.record(net).map(|record| record.partition) else { return };
+        let Some(partition) = self.record(net).map(|record| record.partition) else {
+            return;
+        };
         let before = self.partition_mut(partition).newest_change.replace(net);
         if let Some(before) = before.and_then(|before| self.record_mut(before)) {
             before.newer = Some(net);
@@ -368,7 +399,9 @@ impl Archive {
     }
 
     fn unlink(&mut self, net: NetId) {
-        let Some(record) = self.record_mut(net) else { return };
+        let Some(record) = self.record_mut(net) else {
+            return;
+        };
         let (partition, older, newer) =
             (record.partition, record.older.take(), record.newer.take());
         if let Some(older) = older.and_then(|older| self.record_mut(older)) {

@@ -81,10 +81,16 @@ impl MarginMeter {
     /// An input that was dropped for being too far ahead counts as well: just then the client
     /// needs to know.
     pub fn handle_arrival(&mut self, server_tick: Tick, input_tick: Tick) {
-        if self.newest.is_some_and(|newest| input_tick.distance_from(newest) > METER_GAP) {
+        if self
+            .newest
+            .is_some_and(|newest| input_tick.distance_from(newest) > METER_GAP)
+        {
             self.reset();
         }
-        self.newest = Some(self.newest.map_or(input_tick, |newest| newest.latest(input_tick)));
+        self.newest = Some(
+            self.newest
+                .map_or(input_tick, |newest| newest.latest(input_tick)),
+        );
         let margin = input_tick.distance_from(server_tick).saturating_sub(1);
         self.margins[self.next] = margin.clamp(-i32::from(i8::MAX), i32::from(i8::MAX)) as i8;
         self.next = (self.next + 1) % METER_WINDOW;
@@ -169,7 +175,7 @@ const MAX_GUESSED_JITTER_TICKS: f64 = 4.0;
 /// How many recent ticks' phases are remembered: 4 s, more than any useful round trip.
 const PHASES: usize = 256;
 /// A margin at the end of its range says only "far off".
-const SATURATED_MARGIN: i8 = i8::MAX;
+const SATURATED_MARGIN: u8 = i8::MAX.unsigned_abs();
 
 /// Decides how fast the client's simulation runs, so that its inputs arrive just in time.
 ///
@@ -259,9 +265,14 @@ impl ClockSync {
             self.guesses.pop_front();
         }
         let server = f64::from(server_tick.distance_from(self.zero));
-        self.guesses.push_back(self.in_ticks(now) - server - self.in_ticks(rtt) - 1.0);
+        self.guesses
+            .push_back(self.in_ticks(now) - server - self.in_ticks(rtt) - 1.0);
 
-        if self.bases.back().is_some_and(|base| now.saturating_sub(base.at) > REPORTS_STALE_AFTER) {
+        if self
+            .bases
+            .back()
+            .is_some_and(|base| now.saturating_sub(base.at) > REPORTS_STALE_AFTER)
+        {
             self.bases.clear();
         }
         let (Some(margin), Some(input_ack)) = (margin, input_ack) else {
@@ -269,7 +280,9 @@ impl ClockSync {
         };
         // A report is news only with a newer input, and known only if its input was made since the
         // clock was last set.
-        let is_news = self.last_report.is_none_or(|last| input_ack.is_newer_than(last));
+        let is_news = self
+            .last_report
+            .is_none_or(|last| input_ack.is_newer_than(last));
         if !is_news || now < self.ignore_reports_until {
             return;
         }
@@ -277,7 +290,7 @@ impl ClockSync {
             return;
         };
         self.last_report = Some(input_ack);
-        if margin >= SATURATED_MARGIN || margin <= -SATURATED_MARGIN {
+        if margin.unsigned_abs() >= SATURATED_MARGIN {
             self.bases.clear();
             return;
         }
@@ -299,16 +312,25 @@ impl ClockSync {
         self.note_phase(client_tick, phase);
 
         let Some(wanted) = self.wanted_phase() else {
-            return Adjustment { speed: 1.0, snap: None };
+            return Adjustment {
+                speed: 1.0,
+                snap: None,
+            };
         };
         let error = (wanted - phase) as f32; // ticks that the client should be further ahead
         if error.abs() > self.settings.snap_beyond_ticks {
             let steps = error.round() as i32;
             let target = Tick(client_tick.0.wrapping_add_signed(steps));
             self.handle_snap(now, target, steps < 0);
-            return Adjustment { speed: 1.0, snap: Some(target) };
+            return Adjustment {
+                speed: 1.0,
+                snap: Some(target),
+            };
         }
-        Adjustment { speed: 1.0 + stretch_for(error), snap: None }
+        Adjustment {
+            speed: 1.0 + stretch_for(error),
+            snap: None,
+        }
     }
 
     /// How often the clock was set rather than stretched, since the start.
@@ -364,16 +386,27 @@ impl ClockSync {
     fn note_base(&mut self, now: Duration, value: f64) {
         let jump = f64::from(self.settings.snap_beyond_ticks);
         while self.bases.len() >= MAX_REPORTS
-            || self.bases.front().is_some_and(|base| now.saturating_sub(base.at) > MAX_REPORT_AGE)
+            || self
+                .bases
+                .front()
+                .is_some_and(|base| now.saturating_sub(base.at) > MAX_REPORT_AGE)
         {
             self.bases.pop_front();
         }
         let known = self.base();
         self.bases.push_back(Base { at: now, value });
         if let Some(known) = known {
-            let recent = self.bases.iter().rev().take(JUMP_REPORTS).map(|base| base.value - known);
+            let recent = self
+                .bases
+                .iter()
+                .rev()
+                .take(JUMP_REPORTS)
+                .map(|base| base.value - known);
             let (up, down) = recent.fold((0, 0), |(up, down), off| {
-                (up + usize::from(off > jump), down + usize::from(off < -jump))
+                (
+                    up + usize::from(off > jump),
+                    down + usize::from(off < -jump),
+                )
             });
             if up == JUMP_REPORTS || down == JUMP_REPORTS {
                 self.bases.drain(..self.bases.len() - JUMP_REPORTS);
@@ -391,7 +424,12 @@ impl ClockSync {
         if self.bases.len() < WORSE_REPORTS {
             return Some(usual);
         }
-        let recent = self.bases.iter().rev().take(WORSE_REPORTS).map(|base| base.value);
+        let recent = self
+            .bases
+            .iter()
+            .rev()
+            .take(WORSE_REPORTS)
+            .map(|base| base.value);
         let recent = quantile(&mut self.scratch, recent, 0.75)?;
         Some(usual.min(recent))
     }
@@ -446,10 +484,22 @@ mod tests {
         loss: f64,
     }
 
-    const CLEAN: Link = Link { latency_ms: 20.0, jitter_ms: 0.0, loss: 0.0 };
-    const ROUGH: Link = Link { latency_ms: 75.0, jitter_ms: 20.0, loss: 0.05 };
+    const CLEAN: Link = Link {
+        latency_ms: 20.0,
+        jitter_ms: 0.0,
+        loss: 0.0,
+    };
+    const ROUGH: Link = Link {
+        latency_ms: 75.0,
+        jitter_ms: 20.0,
+        loss: 0.05,
+    };
 
-    const FAR: Link = Link { latency_ms: 150.0, jitter_ms: 30.0, loss: 0.02 };
+    const FAR: Link = Link {
+        latency_ms: 150.0,
+        jitter_ms: 30.0,
+        loss: 0.02,
+    };
 
     /// Datagrams by the time they are due, in nanoseconds of true time.
     #[derive(Default)]
@@ -525,12 +575,20 @@ mod tests {
 
     impl Outcome {
         fn late_ratio(&self, from: f64, to: f64) -> f64 {
-            let seen: Vec<_> = self.ticks.iter().filter(|t| t.at >= from && t.at < to).collect();
+            let seen: Vec<_> = self
+                .ticks
+                .iter()
+                .filter(|t| t.at >= from && t.at < to)
+                .collect();
             seen.iter().filter(|t| !t.fresh).count() as f64 / seen.len() as f64
         }
 
         fn mean_ahead(&self, from: f64, to: f64) -> f64 {
-            let seen: Vec<_> = self.ticks.iter().filter(|t| t.at >= from && t.at < to).collect();
+            let seen: Vec<_> = self
+                .ticks
+                .iter()
+                .filter(|t| t.at >= from && t.at < to)
+                .collect();
             seen.iter().map(|t| f64::from(t.ahead)).sum::<f64>() / seen.len() as f64
         }
 
@@ -556,7 +614,8 @@ mod tests {
     /// Client and server over the real headers, input history and buffer; only the game is left out.
     fn run(scenario: Scenario) -> Outcome {
         let mut rng = fastrand::Rng::with_seed(scenario.seed);
-        let client_time = |now: f64| Duration::from_secs_f64(100.0 + now * (1.0 + scenario.drift_ppm / 1e6));
+        let client_time =
+            |now: f64| Duration::from_secs_f64(100.0 + now * (1.0 + scenario.drift_ppm / 1e6));
         let server_time = |now: f64| Duration::from_secs_f64(7.0 + now);
         let stalled = |stall: Option<(f64, f64)>, now: f64| {
             stall.filter(|(at, length)| now >= *at && now < at + length)
@@ -576,7 +635,11 @@ mod tests {
         let mut next_server = rng.f64() * TICK;
         let mut next_frame = rng.f64() / scenario.fps;
         let mut started = false;
-        let mut outcome = Outcome { ticks: Vec::new(), speeds: Vec::new(), snaps: Vec::new() };
+        let mut outcome = Outcome {
+            ticks: Vec::new(),
+            speeds: Vec::new(),
+            snaps: Vec::new(),
+        };
 
         loop {
             let now = next_server.min(next_frame);
@@ -602,15 +665,26 @@ mod tests {
                 }
                 server_tick += Ticks(1);
                 let fresh = matches!(buffer.take(server_tick), Taken::Fresh(_));
-                let ahead = buffer.newest().map_or(0, |newest| newest.distance_from(server_tick));
+                let ahead = buffer
+                    .newest()
+                    .map_or(0, |newest| newest.distance_from(server_tick));
                 started |= fresh;
                 if started {
-                    outcome.ticks.push(Simulated { at: now, fresh, ahead });
+                    outcome.ticks.push(Simulated {
+                        at: now,
+                        fresh,
+                        ahead,
+                    });
                 }
                 if server_tick.0.is_multiple_of(2) {
                     let mut datagram = server_acks.next_header(server_time(now)).encode().to_vec();
                     datagram.extend(server_tick.0.to_le_bytes());
-                    datagram.push(buffer.margin().map_or(i8::MIN, |margin| margin).cast_unsigned());
+                    datagram.push(
+                        buffer
+                            .margin()
+                            .map_or(i8::MIN, |margin| margin)
+                            .cast_unsigned(),
+                    );
                     datagram.push(u8::from(buffer.newest().is_some()));
                     datagram.extend(buffer.newest().unwrap_or_default().0.to_le_bytes());
                     down.send(now, link, &mut rng, datagram);
@@ -628,7 +702,8 @@ mod tests {
             while let Some(datagram) = down.poll(now) {
                 let (header, body) = Header::decode(&datagram).expect("ours");
                 client_acks.handle_header(local, header, |_| ());
-                let number = |at: usize| u32::from_le_bytes(body[at..at + 4].try_into().expect("four"));
+                let number =
+                    |at: usize| u32::from_le_bytes(body[at..at + 4].try_into().expect("four"));
                 let snapshot_tick = Tick(number(0));
                 let margin = (body[4] != 0x80).then_some(body[4].cast_signed());
                 let input_ack = (body[5] != 0).then_some(Tick(number(6)));
@@ -681,19 +756,34 @@ mod tests {
         let (mut late, mut ahead, mut early_late) = (0.0, 0.0, 0.0);
         for seed in 0..runs {
             let drift_ppm = [-200.0, 0.0, 200.0][seed as usize % 3];
-            let outcome = run(Scenario { seed, drift_ppm, ..scenario });
+            let outcome = run(Scenario {
+                seed,
+                drift_ppm,
+                ..scenario
+            });
             late += outcome.late_ratio(3.0, 60.0) / runs as f64;
             early_late += outcome.late_ratio(0.0, 3.0) / runs as f64;
             ahead += outcome.mean_ahead(3.0, 60.0) / runs as f64;
-            assert!(outcome.snaps.is_empty(), "{name}: snapped at {:?}", outcome.snaps);
+            assert!(
+                outcome.snaps.is_empty(),
+                "{name}: snapped at {:?}",
+                outcome.snaps
+            );
             assert!(outcome.swings_per_s(3.0) < 0.1, "{name}: the speed swings");
             assert!(
-                outcome.speeds.iter().all(|(_, speed)| (0.9..=1.1).contains(speed)),
+                outcome
+                    .speeds
+                    .iter()
+                    .all(|(_, speed)| (0.9..=1.1).contains(speed)),
                 "{name}: the speed leaves its bounds"
             );
             let settled = outcome.speeds.iter().filter(|(at, _)| *at > 5.0);
             let firm = settled.filter(|(_, speed)| (speed - 1.0).abs() > GENTLE_STRETCH + 1e-6);
-            assert_eq!(firm.count(), 0, "{name}: stretched firmly after it had settled");
+            assert_eq!(
+                firm.count(),
+                0,
+                "{name}: stretched firmly after it had settled"
+            );
         }
         println!(
             "{name}: late {:.2} %, in the first 3 s {:.2} %, ahead {ahead:.1} ticks",
@@ -701,14 +791,24 @@ mod tests {
             early_late * 100.0
         );
         assert!(late <= most_late, "{name}: {late} late");
-        assert!(ahead <= most_ahead, "{name}: {ahead} ticks ahead on average");
-        assert!(early_late <= 0.05, "{name}: {early_late} late in the first seconds");
+        assert!(
+            ahead <= most_ahead,
+            "{name}: {ahead} ticks ahead on average"
+        );
+        assert!(
+            early_late <= 0.05,
+            "{name}: {early_late} late in the first seconds"
+        );
     }
 
     #[test]
     fn a_clean_link_is_never_late() {
         for (fps, most_ahead) in [(20.0, 2.5), (60.0, 1.5), (144.0, 1.5)] {
-            let scenario = Scenario { link: CLEAN, fps, ..Scenario::default() };
+            let scenario = Scenario {
+                link: CLEAN,
+                fps,
+                ..Scenario::default()
+            };
             assert_keeps(&format!("clean at {fps} fps"), scenario, 0.0, most_ahead);
         }
     }
@@ -716,7 +816,11 @@ mod tests {
     #[test]
     fn a_rough_link_is_rarely_late() {
         for (fps, most_ahead) in [(20.0, 4.5), (60.0, 2.5), (144.0, 2.5)] {
-            let scenario = Scenario { link: ROUGH, fps, ..Scenario::default() };
+            let scenario = Scenario {
+                link: ROUGH,
+                fps,
+                ..Scenario::default()
+            };
             assert_keeps(&format!("rough at {fps} fps"), scenario, 0.01, most_ahead);
         }
     }
@@ -724,7 +828,11 @@ mod tests {
     #[test]
     fn a_long_way_does_not_make_it_swing() {
         for (fps, most_ahead) in [(20.0, 4.5), (60.0, 3.0), (144.0, 3.0)] {
-            let scenario = Scenario { link: FAR, fps, ..Scenario::default() };
+            let scenario = Scenario {
+                link: FAR,
+                fps,
+                ..Scenario::default()
+            };
             assert_keeps(&format!("far at {fps} fps"), scenario, 0.01, most_ahead);
         }
     }
@@ -732,8 +840,12 @@ mod tests {
     #[test]
     fn a_suspended_client_finds_its_place_at_once() {
         for seed in 0..6 {
-            let outcome =
-                run(Scenario { seed, link: ROUGH, client_stall: Some((20.0, 5.0)), ..Scenario::default() });
+            let outcome = run(Scenario {
+                seed,
+                link: ROUGH,
+                client_stall: Some((20.0, 5.0)),
+                ..Scenario::default()
+            });
             let [snap] = outcome.snaps[..] else {
                 panic!("one snap is enough, not {:?}", outcome.snaps);
             };
@@ -746,10 +858,17 @@ mod tests {
     #[test]
     fn a_suspended_server_is_waited_for() {
         for seed in 0..6 {
-            let outcome =
-                run(Scenario { seed, link: ROUGH, server_stall: Some((20.0, 5.0)), ..Scenario::default() });
-            println!("snaps {:?}", outcome.snaps);
-            assert!((1..=2).contains(&outcome.snaps.len()), "snapped at {:?}", outcome.snaps);
+            let outcome = run(Scenario {
+                seed,
+                link: ROUGH,
+                server_stall: Some((20.0, 5.0)),
+                ..Scenario::default()
+            });
+            assert!(
+                (1..=2).contains(&outcome.snaps.len()),
+                "snapped at {:?}",
+                outcome.snaps
+            );
             let settled = outcome.snaps.last().expect("some") + 0.3;
             assert!(settled < 26.0, "took until {settled}");
             let late = outcome.late_ratio(settled, 60.0);
@@ -778,7 +897,10 @@ mod tests {
                 length: 90.0,
                 ..Scenario::default()
             });
-            let (late, ahead) = (outcome.late_ratio(20.0, 60.0), outcome.mean_ahead(50.0, 90.0));
+            let (late, ahead) = (
+                outcome.late_ratio(20.0, 60.0),
+                outcome.mean_ahead(50.0, 90.0),
+            );
             assert!(late <= 0.005, "{late} late because the route got better");
             assert!(ahead <= 2.0, "{ahead} ticks ahead half a minute later");
         }
@@ -789,7 +911,11 @@ mod tests {
         let mut meter = MarginMeter::new();
         assert_eq!(meter.report(), None);
         meter.handle_arrival(Tick(u32::MAX), Tick(3));
-        assert_eq!(meter.report(), Some(3), "needed four ticks later; one would have been in time");
+        assert_eq!(
+            meter.report(),
+            Some(3),
+            "needed four ticks later; one would have been in time"
+        );
         meter.handle_arrival(Tick(3), Tick(4));
         assert_eq!(meter.report(), Some(0));
         meter.handle_arrival(Tick(5), Tick(5));
@@ -799,7 +925,37 @@ mod tests {
         }
         assert_eq!(meter.report(), Some(2), "only the last 16 count");
         meter.handle_arrival(Tick(0), Tick(1 << 30));
-        assert_eq!(meter.report(), Some(127), "far off is all that fits, and a jump voids the rest");
+        assert_eq!(
+            meter.report(),
+            Some(127),
+            "far off is all that fits, and a jump voids the rest"
+        );
+    }
+
+    #[test]
+    fn without_inputs_the_round_trip_has_to_do() {
+        let rtt = Duration::from_millis(100);
+        let jitter = Duration::from_millis(5);
+        let mut clock = ClockSync::new(ClockSettings::default());
+        let mut client_tick = clock.start(Tick(0), rtt, jitter);
+        let mut overstep = 0.0;
+        for frame in 0..6_000u32 {
+            // The client's wall clock is off by 200 ppm; a snapshot comes every other tick.
+            let now = Duration::from_secs_f64(f64::from(frame) * TICK * 1.000_2);
+            if frame.is_multiple_of(2) {
+                clock.handle_snapshot(now, Tick(frame), None, None, rtt, jitter);
+            }
+            let adjustment = clock.poll(now, client_tick, overstep as f32);
+            assert_eq!(adjustment.snap, None);
+            overstep += 1.000_2 * f64::from(adjustment.speed);
+            client_tick += Ticks(overstep as u32);
+            overstep = overstep.fract();
+            let ahead = client_tick.distance_from(Tick(frame));
+            assert!(
+                (7..=11).contains(&ahead),
+                "{ahead} ticks ahead, of which 6 are the round trip"
+            );
+        }
     }
 
     #[test]

@@ -26,7 +26,7 @@ pub struct Hello {
 }
 
 /// The server's messages about the connection itself and values too large for snapshots.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Control {
     /// The client is in.
     Welcome {
@@ -61,7 +61,9 @@ pub enum Control {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 pub enum DisconnectReason {
     /// No answer within the connect timeout.
-    #[error("no answer from the server within the connect timeout; check the address and that the server runs")]
+    #[error(
+        "no answer from the server within the connect timeout; check the address and that the server runs"
+    )]
     ConnectTimedOut,
     /// Nothing was heard from the other side for the timeout.
     #[error("nothing was heard from the other side for too long")]
@@ -95,7 +97,9 @@ pub enum DisconnectReason {
         client: String,
     },
     /// The two sides use different versions of this crate.
-    #[error("wire version mismatch: server {server}, client {client}; build both with the same bevy_tandem")]
+    #[error(
+        "wire version mismatch: server {server}, client {client}; build both with the same bevy_tandem"
+    )]
     VersionMismatch {
         /// The server's [`WIRE_VERSION`].
         server: u32,
@@ -128,10 +132,20 @@ pub fn explain_mismatch(
     client: &[String],
 ) -> DisconnectReason {
     if server_version != WIRE_VERSION {
-        return DisconnectReason::VersionMismatch { server: server_version, client: WIRE_VERSION };
+        return DisconnectReason::VersionMismatch {
+            server: server_version,
+            client: WIRE_VERSION,
+        };
     }
-    let position = server.iter().zip(client).take_while(|(server, client)| server == client).count();
-    let name = |side: &[String]| side.get(position).map_or("nothing".into(), |name| format!("`{name}`"));
+    let position = server
+        .iter()
+        .zip(client)
+        .take_while(|(server, client)| server == client)
+        .count();
+    let name = |side: &[String]| {
+        side.get(position)
+            .map_or("nothing".into(), |name| format!("`{name}`"))
+    };
     DisconnectReason::ProtocolMismatch {
         position: position + 1,
         server: name(server),
@@ -169,7 +183,10 @@ mod tests {
             }
         );
         let shorter = explain_mismatch(WIRE_VERSION, &server, &server[..2]);
-        assert!(shorter.to_string().contains("the client has nothing"), "{shorter}");
+        assert!(
+            shorter.to_string().contains("the client has nothing"),
+            "{shorter}"
+        );
     }
 
     #[test]

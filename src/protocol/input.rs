@@ -26,7 +26,8 @@
 //! | 2 patch | as long as the previous one; a mask of changed bytes (`n` itself up to 6 bytes, else `len / 8` rounded up bytes), then the changed bytes |
 //! | 3 one byte | as the previous one but for byte `n`, which follows |
 //!
-//! Ten equal inputs of four bytes take 9 bytes; sixty-four take no more.
+//! Ten equal inputs of four bytes take 9 bytes; sixty-four take no more. A message of sixteen
+//! inputs costs the server 50 to 140 ns, with taking one out (`benches/input.rs`).
 //!
 //! # Epochs
 //!
@@ -86,7 +87,10 @@ pub struct EncodeLimits {
 
 impl Default for EncodeLimits {
     fn default() -> Self {
-        Self { max_inputs: 16, max_bytes: 256 }
+        Self {
+            max_inputs: 16,
+            max_bytes: 256,
+        }
     }
 }
 
@@ -131,15 +135,21 @@ impl InputHistory {
             return Err(InputError::TooLarge { len: input.len() });
         }
         self.span = Some(match self.span {
-            Some(span) if tick == span.newest + Ticks(1) => {
-                Span { newest: tick, len: (span.len + 1).min(SLOTS), ..span }
-            }
+            Some(span) if tick == span.newest + Ticks(1) => Span {
+                newest: tick,
+                len: (span.len + 1).min(SLOTS),
+                ..span
+            },
             previous => {
                 if previous.is_some_and(|span| !tick.is_newer_than(span.newest)) {
                     self.epoch = (self.epoch + 1) % 4;
                 }
                 self.ring.clear();
-                Span { newest: tick, len: 1, acked: None }
+                Span {
+                    newest: tick,
+                    len: 1,
+                    acked: None,
+                }
             }
         });
         self.ring.store(tick, input);
@@ -216,8 +226,11 @@ impl InputHistory {
             return 0;
         }
         let [low, high] = (span.newest.0 as u16).to_le_bytes();
-        out[start..start + HEAD_BYTES]
-            .copy_from_slice(&[self.epoch << 6 | (count as u8 - 1), low, high]);
+        out[start..start + HEAD_BYTES].copy_from_slice(&[
+            self.epoch << 6 | (count as u8 - 1),
+            low,
+            high,
+        ]);
         count
     }
 }
@@ -225,7 +238,11 @@ impl InputHistory {
 /// Appends the shortest operation that makes `input` out of `previous`.
 fn encode_difference(out: &mut Vec<u8>, previous: &[u8], input: &[u8]) {
     let len = input.len();
-    let literal_len = if len < usize::from(LONG_LITERAL) { 1 + len } else { 2 + len };
+    let literal_len = if len < usize::from(LONG_LITERAL) {
+        1 + len
+    } else {
+        2 + len
+    };
     let changed = || (0..len).filter(|&i| input[i] != previous[i]);
     if len == previous.len() && len > 0 {
         let count = changed().count();
@@ -234,7 +251,11 @@ fn encode_difference(out: &mut Vec<u8>, previous: &[u8], input: &[u8]) {
             out.extend_from_slice(&[ONE_BYTE | first as u8, input[first]]);
             return;
         }
-        let mask_len = if len <= INLINE_MASK_LEN { 0 } else { len.div_ceil(8) };
+        let mask_len = if len <= INLINE_MASK_LEN {
+            0
+        } else {
+            len.div_ceil(8)
+        };
         if 1 + mask_len + count < literal_len {
             let kind_at = out.len();
             out.push(PATCH);
@@ -275,8 +296,9 @@ impl<'a> InputMessage<'a> {
     ///
     /// [`InputError::Malformed`].
     pub fn parse(message: &'a [u8], near: Tick) -> Result<Self, InputError> {
-        let (&[head, low, high], operations) =
-            message.split_first_chunk::<HEAD_BYTES>().ok_or(InputError::Malformed)?;
+        let (&[head, low, high], operations) = message
+            .split_first_chunk::<HEAD_BYTES>()
+            .ok_or(InputError::Malformed)?;
         let message = Self {
             epoch: head >> 6,
             newest: near.nearest_with_low_bits(u16::from_le_bytes([low, high])),
@@ -384,7 +406,10 @@ pub struct InputBufferSettings {
 
 impl Default for InputBufferSettings {
     fn default() -> Self {
-        Self { max_ahead: Ticks(64), max_repeats: Ticks(60) }
+        Self {
+            max_ahead: Ticks(64),
+            max_repeats: Ticks(60),
+        }
     }
 }
 
@@ -471,7 +496,10 @@ impl InputBuffer {
     /// An empty buffer.
     #[must_use]
     pub fn new(settings: InputBufferSettings) -> Self {
-        Self { settings, ..Self::default() }
+        Self {
+            settings,
+            ..Self::default()
+        }
     }
 
     /// Takes in a message that [`InputHistory::encode`] wrote. `server_tick` is the newest tick
@@ -482,7 +510,11 @@ impl InputBuffer {
     /// [`InputError::Malformed`], and then nothing has changed. An honest client never causes it.
     pub fn receive(&mut self, server_tick: Tick, message: &[u8]) -> Result<(), InputError> {
         let message = InputMessage::parse(message, server_tick)?;
-        match (message.epoch.wrapping_sub(self.epoch.unwrap_or(message.epoch))) % 4 {
+        match (message
+            .epoch
+            .wrapping_sub(self.epoch.unwrap_or(message.epoch)))
+            % 4
+        {
             0 => {}
             // Sent before the client began anew; what it says does not count any more.
             3 => return Ok(()),
@@ -581,7 +613,10 @@ impl InputBuffer {
     /// Notes that `tick` has arrived; `false` if it had before, or was too long ago to tell.
     fn see(&mut self, tick: Tick) -> bool {
         let Some(seen) = &mut self.seen else {
-            self.seen = Some(Seen { newest: tick, bits: 1 });
+            self.seen = Some(Seen {
+                newest: tick,
+                bits: 1,
+            });
             return true;
         };
         let ahead = tick.distance_from(seen.newest);
@@ -616,7 +651,11 @@ struct Slot {
 
 impl Default for InputRing {
     fn default() -> Self {
-        Self { slots: Box::new([None; SLOTS]), slot_len: 0, bytes: Vec::new() }
+        Self {
+            slots: Box::new([None; SLOTS]),
+            slot_len: 0,
+            bytes: Vec::new(),
+        }
     }
 }
 
@@ -632,7 +671,10 @@ impl InputRing {
             self.widen(input.len());
         }
         let index = index_of(tick);
-        self.slots[index] = Some(Slot { tick, len: input.len() as u8 });
+        self.slots[index] = Some(Slot {
+            tick,
+            len: input.len() as u8,
+        });
         let start = index * self.slot_len;
         self.bytes[start..start + input.len()].copy_from_slice(input);
     }
@@ -656,8 +698,9 @@ impl InputRing {
     fn widen(&mut self, slot_len: usize) {
         let mut bytes = vec![0; slot_len * SLOTS];
         if self.slot_len > 0 {
-            for (wide, narrow) in
-                bytes.chunks_exact_mut(slot_len).zip(self.bytes.chunks_exact(self.slot_len))
+            for (wide, narrow) in bytes
+                .chunks_exact_mut(slot_len)
+                .zip(self.bytes.chunks_exact(self.slot_len))
             {
                 wide[..self.slot_len].copy_from_slice(narrow);
             }
@@ -690,7 +733,9 @@ mod tests {
     fn history(first: Tick, inputs: &[impl AsRef<[u8]>]) -> InputHistory {
         let mut history = InputHistory::new();
         for (i, input) in inputs.iter().enumerate() {
-            history.push(first + Ticks(i as u32), input.as_ref()).expect("short enough");
+            history
+                .push(first + Ticks(i as u32), input.as_ref())
+                .expect("short enough");
         }
         history
     }
@@ -704,23 +749,35 @@ mod tests {
 
         let long = history(Tick(100), &[b"WASD"; 64]);
         message.clear();
-        let limits = EncodeLimits { max_inputs: 64, ..EncodeLimits::default() };
+        let limits = EncodeLimits {
+            max_inputs: 64,
+            ..EncodeLimits::default()
+        };
         assert_eq!(long.encode(&mut message, limits), 64);
         assert_eq!(message.len(), 9, "however long it is held");
     }
 
     #[test]
     fn a_byte_budget_cuts_the_oldest() {
-        let inputs: Vec<[u8; 8]> = (0..16u64).map(|i| (i * 0x0101_0101_0101_0101).to_le_bytes()).collect();
+        let inputs: Vec<[u8; 8]> = (0..16u64)
+            .map(|i| (i * 0x0101_0101_0101_0101).to_le_bytes())
+            .collect();
         let inputs: Vec<&[u8]> = inputs.iter().map(|input| &input[..]).collect();
         let history = history(Tick(0), &inputs);
         for max_bytes in 0..200 {
             let mut message = b"before".to_vec();
-            let limits = EncodeLimits { max_bytes, ..EncodeLimits::default() };
+            let limits = EncodeLimits {
+                max_bytes,
+                ..EncodeLimits::default()
+            };
             let count = history.encode(&mut message, limits);
             let message = message.strip_prefix(b"before").expect("only appended to");
             assert!(message.len() <= max_bytes);
-            assert_eq!(count == 0, max_bytes < 3 + 9, "{max_bytes} bytes hold {count} inputs");
+            assert_eq!(
+                count == 0,
+                max_bytes < 3 + 9,
+                "{max_bytes} bytes hold {count} inputs"
+            );
             if count > 0 {
                 let got = decoded(message, Tick(0));
                 assert_eq!(got.len(), count);
@@ -744,7 +801,11 @@ mod tests {
         message.clear();
         assert_eq!(history.encode(&mut message, EncodeLimits::default()), 0);
         assert!(message.is_empty());
-        assert_eq!(history.get(Tick(u32::MAX)), Some(&b"a"[..]), "remembered for replays");
+        assert_eq!(
+            history.get(Tick(u32::MAX)),
+            Some(&b"a"[..]),
+            "remembered for replays"
+        );
     }
 
     #[test]
@@ -768,7 +829,11 @@ mod tests {
         for tick in 96..100 {
             server.take(Tick(tick));
         }
-        assert_eq!(server.take(Tick(100)), Taken::Repeated(b"new"), "the old plan is void");
+        assert_eq!(
+            server.take(Tick(100)),
+            Taken::Repeated(b"new"),
+            "the old plan is void"
+        );
     }
 
     #[test]
@@ -785,7 +850,10 @@ mod tests {
         assert_eq!(buffer.take(Tick(12)), Taken::Repeated(b"go"));
         assert_eq!(buffer.take(Tick(13)), Taken::None);
         let counts = buffer.counts();
-        assert_eq!((counts.received, counts.missing, counts.repeated), (1, 3, 2));
+        assert_eq!(
+            (counts.received, counts.missing, counts.repeated),
+            (1, 3, 2)
+        );
     }
 
     #[test]
@@ -808,7 +876,10 @@ mod tests {
         assert_eq!(buffer.newest(), None, "not acknowledged");
         assert_eq!(buffer.insert(Tick(1), Tick(65), b"x"), Arrival::Queued);
         assert_eq!(buffer.insert(Tick(1), Tick(65), b"x"), Arrival::Duplicate);
-        assert_eq!(buffer.insert(Tick(1), Tick(2), &[0; 256]), Arrival::TooLarge);
+        assert_eq!(
+            buffer.insert(Tick(1), Tick(2), &[0; 256]),
+            Arrival::TooLarge
+        );
         assert_eq!(buffer.counts().too_far_ahead, 1);
     }
 

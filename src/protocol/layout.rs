@@ -34,7 +34,10 @@ impl Layouts {
     /// With more than 256 layouts.
     pub fn new(layouts: impl IntoIterator<Item = Layout>) -> Self {
         let layouts: Arc<[_]> = layouts.into_iter().collect();
-        assert!(layouts.len() <= 256, "at most 256 components can be replicated");
+        assert!(
+            layouts.len() <= 256,
+            "at most 256 components can be replicated"
+        );
         Self(layouts)
     }
 
@@ -44,8 +47,8 @@ impl Layouts {
     }
 }
 
-/// Who simulates an entity ahead of the server.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// Who simulates an entity ahead of the server. A component of server entities.
+#[derive(bevy::prelude::Component, Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum PredictedBy {
     /// The client whose session owns it; everybody else interpolates.
     #[default]
@@ -66,7 +69,9 @@ impl PredictedBy {
     }
 
     pub(super) fn from_bits(bits: u32) -> Option<Self> {
-        [Self::Owner, Self::Everyone, Self::Nobody].get(bits as usize).copied()
+        [Self::Owner, Self::Everyone, Self::Nobody]
+            .get(bits as usize)
+            .copied()
     }
 }
 
@@ -99,7 +104,12 @@ impl History {
     pub const MAX_LEN: usize = 64;
 
     pub fn new(words: usize) -> Self {
-        Self { rows: Vec::new(), stride: words + 1, start: 0, len: 0 }
+        Self {
+            rows: Vec::new(),
+            stride: words + 1,
+            start: 0,
+            len: 0,
+        }
     }
 
     fn capacity(&self) -> usize {
@@ -192,7 +202,10 @@ mod tests {
         for tick in 0..1000 {
             history.push(Tick(tick), &[tick, tick]);
         }
-        assert_eq!(history.at(Tick(1000 - History::MAX_LEN as u32)), Some(&[936, 936][..]));
+        assert_eq!(
+            history.at(Tick(1000 - History::MAX_LEN as u32)),
+            Some(&[936, 936][..])
+        );
         assert_eq!(history.at(Tick(935)), None);
     }
 }

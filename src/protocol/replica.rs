@@ -23,6 +23,7 @@ pub struct Replica {
     layouts: Layouts,
     entities: HashMap<NetId, ReplicaEntity>,
     newest: Option<Tick>,
+    newest_complete: Option<Tick>,
     /// Values that came before the snapshot which mentions them.
     early: HashMap<(NetId, ComponentId), ApartValue>,
     early_bytes: usize,
@@ -35,6 +36,7 @@ pub struct Replica {
 pub struct ReplicaEntity {
     /// Owner and prediction role.
     pub meta: Meta,
+    mentioned: Tick,
     components: SmallVec<[(ComponentId, Value); 4]>,
 }
 
@@ -42,9 +44,14 @@ pub struct ReplicaEntity {
 enum Value {
     Words(History),
     /// `version` names a value that came as a message of its own.
-    Bytes { bytes: Bytes, version: Option<u32> },
+    Bytes {
+        bytes: Bytes,
+        version: Option<u32>,
+    },
     /// Known to exist; its value is still to come as a message.
-    Awaited { version: u32 },
+    Awaited {
+        version: u32,
+    },
 }
 
 /// A component's newest value.
@@ -107,6 +114,7 @@ impl Replica {
             layouts,
             entities: HashMap::new(),
             newest: None,
+            newest_complete: None,
             early: HashMap::new(),
             early_bytes: 0,
             max_entities,
@@ -119,6 +127,11 @@ impl Replica {
         self.newest
     }
 
+    /// Tick of the newest snapshot taken that held everything.
+    pub fn newest_complete(&self) -> Option<Tick> {
+        self.newest_complete
+    }
+
     /// The entities held.
     pub fn entities(&self) -> impl Iterator<Item = (NetId, &ReplicaEntity)> {
         self.entities.iter().map(|(&net, entity)| (net, entity))
@@ -127,6 +140,16 @@ impl Replica {
     /// One entity.
     pub fn entity(&self, net: NetId) -> Option<&ReplicaEntity> {
         self.entities.get(&net)
+    }
+
+    /// The tick of which an entity's values are known to be the server's: its values have not changed from when they
+    /// were received until then.
+    pub fn confirmed(&self, net: NetId) -> Option<Tick> {
+        let mentioned = self.entities.get(&net)?.mentioned;
+        Some(
+            self.newest_complete
+                .map_or(mentioned, |complete| complete.latest(mentioned)),
+        )
     }
 
     /// Takes a snapshot; what it did is appended to `changes`.
@@ -144,7 +167,10 @@ impl Replica {
     ) -> Result<Taken, SnapshotError> {
         let mut input = BitReader::new(bytes);
         let header = SnapshotHeader::read(self.newest.unwrap_or(anchor), &mut input)?;
-        if self.newest.is_some_and(|newest| !header.tick.is_newer_than(newest)) {
+        if self
+            .newest
+            .is_some_and(|newest| !header.tick.is_newer_than(newest))
+        {
             return Err(SnapshotError::Stale);
         }
         // What is gone from one place may appear in another within the same snapshot: take away last.
@@ -173,19 +199,33 @@ impl Replica {
             }
         }
         self.newest = Some(header.tick);
+        if complete {
+            self.newest_complete = Some(header.tick);
+        }
         Ok(Taken { header, complete })
     }
 
     /// Takes a value that was too large for a snapshot.
     pub fn handle_apart(&mut self, value: ApartValue, changes: &mut Vec<Change>) {
         let key = (value.net, value.component);
-        let slot = self.entities.get_mut(&key.0).and_then(|entity| entity.value_mut(key.1));
+        let slot = self
+            .entities
+            .get_mut(&key.0)
+            .and_then(|entity| entity.value_mut(key.1));
+        let (is_awaited, is_known) = match slot.as_deref() {
+            Some(Value::Awaited { version }) => (*version == value.version, false),
+            Some(Value::Bytes { version, .. }) => (false, *version == Some(value.version)),
+            _ => (false, false),
+        };
         match slot {
-            Some(slot) if matches!(slot, Value::Awaited { version } if *version == value.version) => {
-                *slot = Value::Bytes { bytes: value.bytes, version: Some(value.version) };
+            _ if is_known => {}
+            Some(slot) if is_awaited => {
+                *slot = Value::Bytes {
+                    bytes: value.bytes,
+                    version: Some(value.version),
+                };
                 changes.push(Change::Set(key.0, key.1));
             }
-            Some(Value::Bytes { version, .. }) if *version == Some(value.version) => {}
             _ => {
                 self.forget_early(key);
                 if self.early_bytes + value.bytes.len() <= MAX_EARLY_BYTES {
@@ -227,6 +267,7 @@ impl Replica {
         let Some(entity) = self.entities.get_mut(&net) else {
             return Err(SnapshotError::MissingBaseline);
         };
+        entity.mentioned = tick;
         if known.is_none() || input.read_bit()? {
             let meta = snapshot::read_structure(&self.layouts, input, &mut self.structure)?;
             if meta != entity.meta {
@@ -248,8 +289,7 @@ impl Replica {
                     let words = &mut words[..fields.len()];
                     match known {
                         Some(known) if !input.read_bit()? => {
-                            let base =
-                                history.at(known).ok_or(SnapshotError::MissingBaseline)?;
+                            let base = history.at(known).ok_or(SnapshotError::MissingBaseline)?;
                             quantize::read_delta(fields, base, words, input)?;
                             history.forget_before(known);
                         }
@@ -263,7 +303,10 @@ impl Replica {
                     BytesValue::Inline(new) => {
                         let same = matches!(&*value, Value::Bytes { bytes, .. } if *bytes == new);
                         if !same {
-                            *value = Value::Bytes { bytes: new.into(), version: None };
+                            *value = Value::Bytes {
+                                bytes: new.into(),
+                                version: None,
+                            };
                             changes.push(Change::Set(net, *id));
                         }
                     }
@@ -289,17 +332,25 @@ impl Replica {
 impl ReplicaEntity {
     /// Its components and their newest values, in the order of registration. Values still awaited are left out.
     pub fn values(&self) -> impl Iterator<Item = (ComponentId, ValueRef<'_>)> {
-        self.components.iter().filter_map(|(id, value)| Some((*id, value.newest()?)))
+        self.components
+            .iter()
+            .filter_map(|(id, value)| Some((*id, value.newest()?)))
     }
 
     /// The newest value of a component.
     pub fn value(&self, id: ComponentId) -> Option<ValueRef<'_>> {
-        let index = self.components.binary_search_by_key(&id, |(id, _)| *id).ok()?;
+        let index = self
+            .components
+            .binary_search_by_key(&id, |(id, _)| *id)
+            .ok()?;
         self.components[index].1.newest()
     }
 
     fn value_mut(&mut self, id: ComponentId) -> Option<&mut Value> {
-        let index = self.components.binary_search_by_key(&id, |(id, _)| *id).ok()?;
+        let index = self
+            .components
+            .binary_search_by_key(&id, |(id, _)| *id)
+            .ok()?;
         Some(&mut self.components[index].1)
     }
 
@@ -320,7 +371,10 @@ impl ReplicaEntity {
             if let Err(index) = self.components.binary_search_by_key(&id, |(id, _)| *id) {
                 let value = match layouts.get(id) {
                     Some(Layout::Words(fields)) => Value::Words(History::new(fields.len())),
-                    _ => Value::Bytes { bytes: Bytes::new(), version: None },
+                    _ => Value::Bytes {
+                        bytes: Bytes::new(),
+                        version: None,
+                    },
                 };
                 self.components.insert(index, (id, value));
             }

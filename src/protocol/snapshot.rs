@@ -40,6 +40,8 @@ pub struct InputReport {
     pub newest: Tick,
     /// See [`MarginMeter`](super::clock::MarginMeter).
     pub margin: Option<i8>,
+    /// How many inputs came after their tick so far, modulo 16: enough to count along.
+    pub late: u8,
 }
 
 impl SnapshotHeader {
@@ -50,6 +52,7 @@ impl SnapshotHeader {
         out.write_bit(self.inputs.is_some());
         if let Some(inputs) = self.inputs {
             out.write_signed_exp_golomb(inputs.newest.distance_from(self.tick), 3);
+            out.write_bits(u32::from(inputs.late % 16), 4);
             out.write_bit(inputs.margin.is_some());
             if let Some(margin) = inputs.margin {
                 out.write_signed_exp_golomb(i32::from(margin), 3);
@@ -64,17 +67,27 @@ impl SnapshotHeader {
         let previous = tick - Ticks(input.read_exp_golomb(1)?);
         let inputs = if input.read_bit()? {
             let newest = Tick(tick.0.wrapping_add_signed(input.read_signed_exp_golomb(3)?));
+            let late = input.read_bits(4)? as u8;
             let margin = if input.read_bit()? {
                 let margin = input.read_signed_exp_golomb(3)?;
                 Some(i8::try_from(margin).map_err(|_| WireError::InvalidValue("input margin"))?)
             } else {
                 None
             };
-            Some(InputReport { newest, margin })
+            Some(InputReport {
+                newest,
+                margin,
+                late,
+            })
         } else {
             None
         };
-        Ok(Self { tick, baseline, previous, inputs })
+        Ok(Self {
+            tick,
+            baseline,
+            previous,
+            inputs,
+        })
     }
 }
 
@@ -153,7 +166,11 @@ pub(super) fn read_structure(
     input: &mut BitReader,
     components: &mut Vec<ComponentId>,
 ) -> Result<Meta, WireError> {
-    let owner = if input.read_bit()? { Some(input.read_exp_golomb(4)?) } else { None };
+    let owner = if input.read_bit()? {
+        Some(input.read_exp_golomb(4)?)
+    } else {
+        None
+    };
     let predicted_by = PredictedBy::from_bits(input.read_bits(2)?)
         .ok_or(WireError::InvalidValue("prediction role"))?;
     let count = input.read_exp_golomb(1)?;
@@ -168,7 +185,10 @@ pub(super) fn read_structure(
         components.push(ComponentId(id));
         next = u32::from(id) + 1;
     }
-    Ok(Meta { owner, predicted_by })
+    Ok(Meta {
+        owner,
+        predicted_by,
+    })
 }
 
 /// A serialised value: in the snapshot itself, or announced by its version and sent as a reliable message.
@@ -197,7 +217,9 @@ impl BytesValue<&[u8]> {
 impl BytesValue<Vec<u8>> {
     pub fn read(input: &mut BitReader) -> Result<Self, WireError> {
         if input.read_bit()? {
-            return Ok(Self::Apart { version: input.read_bits(32)? });
+            return Ok(Self::Apart {
+                version: input.read_bits(32)?,
+            });
         }
         let length = input.read_exp_golomb(3)?;
         Ok(Self::Inline(input.read_bytes(length as usize)?))

@@ -18,7 +18,7 @@ use super::archive::{Archive, PartitionId, Record, StoredValue};
 use super::layout::{ComponentId, Layout, NetId};
 use super::snapshot::{self, Base, BytesValue, IdCoder, InputReport, SnapshotHeader};
 use crate::tick::{Tick, Ticks};
-use crate::wire::bits::BitWriter;
+use crate::wire::bits::{BitWriter, Bits};
 use crate::wire::quantize;
 
 /// What one client knows of the archive.
@@ -108,7 +108,7 @@ pub struct BlockCache {
 
 #[derive(Debug)]
 struct Block {
-    bits: BitWriter,
+    bits: Bits,
     entities: usize,
 }
 
@@ -181,6 +181,11 @@ impl View {
             let members = archive.by_recency(left).map(|(net, _)| net);
             for net in members.chain(archive.tombstones_since(left, self.baseline)) {
                 self.hide(now, net);
+                // It may have moved to where it is still seen.
+                let moved = archive.record(net).map(|record| record.partition);
+                if moved.is_some_and(|moved| partitions.contains(&moved)) {
+                    self.except(net, Knowledge::Nothing, now);
+                }
             }
         }
         for &joined in partitions.iter().filter(|joined| !before.contains(joined)) {
@@ -201,11 +206,17 @@ impl View {
 
     /// The client has the snapshot that went out with datagram `seq`.
     pub fn handle_ack(&mut self, seq: u16) {
-        let Some(index) = self.in_flight.iter().position(|sent| sent.seq == seq) else { return };
-        let Some(sent) = self.in_flight.remove(index) else { return };
+        let Some(index) = self.in_flight.iter().position(|sent| sent.seq == seq) else {
+            return;
+        };
+        let Some(sent) = self.in_flight.remove(index) else {
+            return;
+        };
         self.baseline = self.baseline.latest(sent.tick);
         for net in sent.exceptions {
-            let Some(exception) = self.exceptions.get_mut(&net) else { continue };
+            let Some(exception) = self.exceptions.get_mut(&net) else {
+                continue;
+            };
             if exception.since > sent.number {
                 continue;
             }
@@ -240,7 +251,12 @@ impl View {
         };
         header.write(out);
         let end = out.bit_len() + budget.max_bytes * 8;
-        let mut sent = InFlight { seq, tick, number: self.snapshots, exceptions: Vec::new() };
+        let mut sent = InFlight {
+            seq,
+            tick,
+            number: self.snapshots,
+            exceptions: Vec::new(),
+        };
         self.snapshots += 1;
 
         let encoded = self
@@ -269,11 +285,14 @@ impl View {
         if !self.exceptions.is_empty() {
             return None;
         }
-        let mut encoded = Encoded { entities: 0, complete: true };
+        let mut encoded = Encoded {
+            entities: 0,
+            complete: true,
+        };
         let mut bits = out.bit_len() + TRAILER_BITS;
         for &partition in &self.partitions {
             let block = cache.block(archive, tick, partition, self.baseline)?;
-            bits += block.bits.bit_len();
+            bits += block.bits.len();
             encoded.entities += block.entities;
         }
         if bits > end {
@@ -299,7 +318,10 @@ impl View {
         apart: &mut Vec<ApartValue>,
         sent: &mut InFlight,
     ) -> Encoded {
-        let mut encoded = Encoded { entities: 0, complete: true };
+        let mut encoded = Encoded {
+            entities: 0,
+            complete: true,
+        };
         let mut ids = IdCoder::default();
         out.write_bit(true);
         for net in self.collect_gone(archive, tick, budget.resend_after) {
@@ -320,10 +342,14 @@ impl View {
 
         let mut ids = IdCoder::default();
         let mut misfits = 0;
-        for (index, candidate) in
-            self.collect_candidates(archive, tick, budget.resend_after).into_iter().enumerate()
+        for (index, candidate) in self
+            .collect_candidates(archive, tick, budget.resend_after)
+            .into_iter()
+            .enumerate()
         {
-            let Some(record) = archive.record(candidate.net) else { continue };
+            let Some(record) = archive.record(candidate.net) else {
+                continue;
+            };
             if self.is_in_this_snapshot(candidate.net, tick) {
                 continue;
             }
@@ -339,13 +365,20 @@ impl View {
                 out.write_bit(true);
                 ids.write(candidate.net, out);
                 candidate.base.write(tick, out);
-                write_record(archive, record, candidate.base, self.baseline, out, |id, stored| {
-                    if stored.len() <= max_inline {
-                        return false;
-                    }
-                    large.push(id);
-                    true
-                });
+                write_record(
+                    archive,
+                    record,
+                    candidate.base,
+                    self.baseline,
+                    out,
+                    |id, stored| {
+                        if stored.len() <= max_inline {
+                            return false;
+                        }
+                        large.push(id);
+                        true
+                    },
+                );
                 if out.bit_len() + TRAILER_BITS <= end {
                     return Some(large);
                 }
@@ -387,7 +420,8 @@ impl View {
         gone.sort_unstable();
         gone.dedup();
         if !self.apart.is_empty() {
-            self.apart.retain(|(net, _), _| gone.binary_search(net).is_err());
+            self.apart
+                .retain(|(net, _), _| gone.binary_search(net).is_err());
         }
         gone
     }
@@ -417,7 +451,9 @@ impl View {
         self.active.dedup();
         let (exceptions, baseline) = (&mut self.exceptions, self.baseline);
         self.active.retain(|&net| {
-            let Some(exception) = exceptions.get(&net) else { return false };
+            let Some(exception) = exceptions.get(&net) else {
+                return false;
+            };
             if exception.knowledge == Knowledge::Gone {
                 return true;
             }
@@ -442,7 +478,9 @@ impl View {
             true
         });
         updates.sort_unstable_by(|a, b| {
-            b.urgency.total_cmp(&a.urgency).then_with(|| a.net.cmp(&b.net))
+            b.urgency
+                .total_cmp(&a.urgency)
+                .then_with(|| a.net.cmp(&b.net))
         });
 
         let window = self.backlog.len().min(BACKLOG_WINDOW);
@@ -451,7 +489,11 @@ impl View {
             .in_turn
             .iter()
             .filter(|net| self.exceptions.get(net).is_some_and(Exception::is_unsent))
-            .map(|&net| Candidate { net, base: Base::Nothing, urgency: 0.0 });
+            .map(|&net| Candidate {
+                net,
+                base: Base::Nothing,
+                urgency: 0.0,
+            });
         let mut updates = updates.into_iter();
         let mut candidates = Vec::new();
         loop {
@@ -474,7 +516,9 @@ impl View {
 
     fn is_in_this_snapshot(&self, net: NetId, tick: Tick) -> bool {
         self.exceptions.get(&net).is_some_and(|exception| {
-            exception.sent && exception.knowledge != Knowledge::Gone && exception.waiting_since == tick
+            exception.sent
+                && exception.knowledge != Knowledge::Gone
+                && exception.waiting_since == tick
         })
     }
 
@@ -512,8 +556,16 @@ impl View {
     fn except(&mut self, net: NetId, knowledge: Knowledge, made: Tick) {
         let since = self.snapshots;
         let sent = false;
-        self.exceptions
-            .insert(net, Exception { knowledge, since, made, waiting_since: made, sent });
+        self.exceptions.insert(
+            net,
+            Exception {
+                knowledge,
+                since,
+                made,
+                waiting_since: made,
+                sent,
+            },
+        );
         if knowledge == Knowledge::Nothing {
             self.backlog.push_back(net);
         } else {
@@ -529,7 +581,11 @@ impl View {
         large: &[ComponentId],
         apart: &mut Vec<ApartValue>,
     ) {
-        for stored in record.components.iter().filter(|stored| large.contains(&stored.id)) {
+        for stored in record
+            .components
+            .iter()
+            .filter(|stored| large.contains(&stored.id))
+        {
             if let StoredValue::Bytes(bytes) = &stored.value
                 && self.apart.insert((net, stored.id), stored.changed) != Some(stored.changed)
             {
@@ -629,7 +685,10 @@ impl Block {
             }
         }
         bits.write_bit(false);
-        Some(Self { bits, entities: gone.len() + changed.len() })
+        Some(Self {
+            bits: bits.take(),
+            entities: gone.len() + changed.len(),
+        })
     }
 }
 
@@ -681,7 +740,10 @@ fn write_record(
                 }
             }
             (StoredValue::Bytes(bytes), _) if goes_apart(stored.id, bytes) => {
-                BytesValue::Apart { version: stored.changed.0 }.write(out);
+                BytesValue::Apart {
+                    version: stored.changed.0,
+                }
+                .write(out);
             }
             (StoredValue::Bytes(bytes), _) => BytesValue::Inline(&bytes[..]).write(out),
             (StoredValue::Words(_), _) => {

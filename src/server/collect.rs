@@ -49,7 +49,10 @@ impl Plugin for ReplicationPlugin {
 
     fn finish(&self, app: &mut App) {
         let layouts = Registry::freeze(app);
-        app.insert_resource(Replication { archive: Archive::new(layouts), entities: Vec::new() });
+        app.insert_resource(Replication {
+            archive: Archive::new(layouts),
+            entities: Vec::new(),
+        });
         for entry in app.world().resource::<Registry>().components.clone() {
             (entry.install_server)(app);
         }
@@ -106,7 +109,9 @@ pub(crate) struct ComponentFns {
 
 impl ComponentFns {
     pub const fn of<C: Component + Clone>() -> Self {
-        Self { capture: capture::<C> }
+        Self {
+            capture: capture::<C>,
+        }
     }
 }
 
@@ -120,13 +125,18 @@ fn capture<C: Component + Clone>(
     if let Some(value) = world.get::<C>(entity) {
         let nets = |entity| world.get::<NetEntity>(entity).map(|net| net.0);
         let tick = world.resource::<CurrentTick>().0;
-        world.resource::<ComponentRule<C>>().store(archive, tick, net, value, &nets, scratch);
+        world
+            .resource::<ComponentRule<C>>()
+            .store(archive, tick, net, value, &nets, scratch);
     }
 }
 
 pub(crate) fn install<C: Component + Clone>(app: &mut App) {
-    app.add_systems(PostUpdate, collect_changes::<C>.in_set(CollectSystems::Components))
-        .add_observer(note_removal::<C>);
+    app.add_systems(
+        PostUpdate,
+        collect_changes::<C>.in_set(CollectSystems::Components),
+    )
+    .add_observer(note_removal::<C>);
 }
 
 /// Hands every changed value to the archive. Bevy's change detection finds them; nothing else looks at idle entities.
@@ -140,7 +150,14 @@ fn collect_changes<C: Component + Clone>(
 ) {
     for (value, net) in &changed {
         let nets = |entity| nets.get(entity);
-        rule.store(&mut replication.archive, tick.0, net.0, value, &nets, &mut scratch);
+        rule.store(
+            &mut replication.archive,
+            tick.0,
+            net.0,
+            value,
+            &nets,
+            &mut scratch,
+        );
     }
 }
 
@@ -157,7 +174,9 @@ fn retire(
 ) {
     if let Some(net) = nets.get(removed.entity) {
         pending.retired.push(net);
-        commands.entity(removed.entity).try_remove::<(NetEntity, Simulated)>();
+        commands
+            .entity(removed.entity)
+            .try_remove::<(NetEntity, Simulated)>();
     }
 }
 
@@ -212,9 +231,9 @@ fn apply_pending(world: &mut World) {
         }
         let mut admitted = Vec::new();
         for entity in pending.admitted {
-            let is_new = world
-                .get_entity(entity)
-                .is_ok_and(|entity| entity.contains::<Replicated>() && !entity.contains::<NetEntity>());
+            let is_new = world.get_entity(entity).is_ok_and(|entity| {
+                entity.contains::<Replicated>() && !entity.contains::<NetEntity>()
+            });
             if !is_new {
                 continue;
             }
@@ -254,7 +273,16 @@ fn describe(world: &World, entity: Entity) -> (Meta, f32) {
         .get::<OwnedBy>(entity)
         .and_then(|owner| world.get::<Session>(owner.0))
         .map(|session| session.id.0);
-    let predicted_by = world.get::<PredictedBy>(entity).copied().unwrap_or_default();
+    let predicted_by = world
+        .get::<PredictedBy>(entity)
+        .copied()
+        .unwrap_or_default();
     let priority = world.get::<Priority>(entity).copied().unwrap_or_default();
-    (Meta { owner, predicted_by }, priority.0)
+    (
+        Meta {
+            owner,
+            predicted_by,
+        },
+        priority.0,
+    )
 }

@@ -2,7 +2,7 @@
 
 use bevy::prelude::*;
 
-use crate::protocol::input::{InputBuffer, InputCounts};
+use crate::protocol::input::InputBuffer;
 use crate::registry::Registry;
 use crate::replication::{OwnedBy, Owns};
 use crate::schedule::{CurrentTick, TandemSystems};
@@ -25,11 +25,6 @@ pub(super) struct SessionInputs {
     pub buffer: InputBuffer,
 }
 
-/// How a session's inputs arrived.
-pub(crate) fn counts(world: &World, session: Entity) -> Option<InputCounts> {
-    world.get::<SessionInputs>(session).map(|inputs| inputs.buffer.counts())
-}
-
 /// Gives what a session owns the inputs of this tick.
 fn apply_inputs(
     world: &mut World,
@@ -40,7 +35,9 @@ fn apply_inputs(
     let mut used = 0;
     for (session, mut inputs, owns) in sessions.iter_mut(world) {
         // Every input is taken, also of those who own nothing yet: its time is over either way.
-        let Some(bytes) = inputs.buffer.take(tick).bytes() else { continue };
+        let Some(bytes) = inputs.buffer.take(tick).bytes() else {
+            continue;
+        };
         let Some(owns) = owns else { continue };
         if used == steered.len() {
             steered.push((session, Vec::new(), Vec::new()));

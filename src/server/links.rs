@@ -16,7 +16,6 @@ use crate::protocol::handshake::{
     Control, DisconnectReason, Hello, WIRE_VERSION, fingerprint, is_valid_name,
 };
 use crate::registry::Registry;
-use crate::replication::Owns;
 use crate::schedule::{CurrentTick, TandemSystems};
 use crate::server::collect::Replication;
 use crate::session::{Kick, Session, SessionId, SessionJoined, SessionLeft};
@@ -24,7 +23,7 @@ use crate::transport::{CloseReason, LinkEvent, LinkId, ServerTransport, Transpor
 use crate::wire::serial;
 
 /// Lets clients in and makes them sessions.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub struct SessionPlugin {
     /// The server's settings.
     pub config: ServerConfig,
@@ -49,7 +48,11 @@ impl Plugin for SessionPlugin {
         let mut links = world.resource_mut::<Links>();
         links.registrations = registrations;
         links.fingerprint = fingerprint;
-        let addresses = links.transports.iter().filter_map(|transport| transport.local_addr()).collect();
+        let addresses = links
+            .transports
+            .iter()
+            .filter_map(|transport| transport.local_addr())
+            .collect();
         world.insert_resource(ListenAddresses(addresses));
     }
 }
@@ -101,8 +104,9 @@ struct Greeting {
 }
 
 impl Links {
-    pub fn add(&mut self, transport: Box<dyn ServerTransport>) {
-        self.transports.push(transport);
+    pub fn add<T: ServerTransport>(&mut self, make: impl FnOnce(u8) -> T) {
+        let index = u8::try_from(self.transports.len()).expect("at most 256 transports");
+        self.transports.push(Box::new(make(index)));
     }
 
     pub fn send(&mut self, now: Duration, link: LinkId, datagram: &[u8]) {
@@ -132,7 +136,8 @@ impl Links {
     }
 
     fn stats(&self) -> TransportStats {
-        self.transports.iter().map(|transport| transport.stats()).sum()
+        let stats = self.transports.iter().map(|transport| transport.stats());
+        stats.fold(TransportStats::default(), |sum, stats| sum + stats)
     }
 }
 
@@ -151,7 +156,12 @@ fn receive(world: &mut World) {
             match event {
                 LinkEvent::Opened { link, peer: info } => {
                     let peer = Peer::new(Side::Server);
-                    let greeting = Greeting { peer, addr: info.addr, since: now, is_refused: false };
+                    let greeting = Greeting {
+                        peer,
+                        addr: info.addr,
+                        since: now,
+                        is_refused: false,
+                    };
                     links.greeting.insert(link, greeting);
                 }
                 LinkEvent::Datagram { link, bytes } => {
@@ -219,7 +229,9 @@ fn receive_from_session(
         )
         .map_err(|violation| DisconnectReason::ProtocolViolation(violation.to_string()))?;
     if bad_inputs {
-        return Err(DisconnectReason::ProtocolViolation("malformed inputs".into()));
+        return Err(DisconnectReason::ProtocolViolation(
+            "malformed inputs".into(),
+        ));
     }
     if let Some(reason) = goodbye {
         return Err(reason);
@@ -274,7 +286,9 @@ fn greet(world: &mut World, links: &mut Links, now: Duration, delta: Duration) {
     let settings = world.resource::<SessionSettings>().0.clone();
     let waiting: Vec<_> = links.greeting.keys().copied().collect();
     for link in waiting {
-        let Some(mut greeting) = links.greeting.remove(&link) else { continue };
+        let Some(mut greeting) = links.greeting.remove(&link) else {
+            continue;
+        };
         greeting.peer.advance(delta);
         let waited = now.saturating_sub(greeting.since);
         if waited > settings.hello_timeout {
@@ -304,8 +318,12 @@ fn greet(world: &mut World, links: &mut Links, now: Duration, delta: Duration) {
                 }
             }
         }
-        greeting.peer.begin(now, &mut |datagram| links.send(now, link, datagram));
-        greeting.peer.finish(&mut |datagram| links.send(now, link, datagram));
+        greeting
+            .peer
+            .begin(now, &mut |datagram| links.send(now, link, datagram));
+        greeting
+            .peer
+            .finish(&mut |datagram| links.send(now, link, datagram));
         links.greeting.insert(link, greeting);
     }
 }
@@ -341,11 +359,25 @@ fn welcome(
     let id = SessionId(links.next_session);
     links.next_session += 1;
     let tick_rate_hz = 1.0 / world.resource::<Time<Fixed>>().timestep().as_secs_f64();
-    send_control(&mut greeting.peer, &Control::Welcome { session: id, tick, tick_rate_hz });
+    send_control(
+        &mut greeting.peer,
+        &Control::Welcome {
+            session: id,
+            tick,
+            tick_rate_hz,
+        },
+    );
     let session = world
         .spawn((
-            Session { id, name: hello.name },
-            Link { id: link, peer: greeting.peer, last_heard: now },
+            Session {
+                id,
+                name: hello.name,
+            },
+            Link {
+                id: link,
+                peer: greeting.peer,
+                last_heard: now,
+            },
             LinkStats::default(),
             SessionInputs::default(),
             Outgoing::new(tick),
@@ -393,13 +425,19 @@ fn end_session(
     session: Entity,
     reason: DisconnectReason,
 ) {
-    let Some(mut link) = world.get_entity_mut(session).ok().and_then(|mut entity| entity.take::<Link>())
+    let Some(mut link) = world
+        .get_entity_mut(session)
+        .ok()
+        .and_then(|mut entity| entity.take::<Link>())
     else {
         return;
     };
     links.close(now, link.id, &mut link.peer, &reason);
     debug!("session {session} has left: {reason}");
-    world.trigger(SessionLeft { entity: session, reason });
+    world.trigger(SessionLeft {
+        entity: session,
+        reason,
+    });
     if let Ok(entity) = world.get_entity_mut(session) {
         entity.despawn();
     }
@@ -410,7 +448,13 @@ fn kick(kick: On<Kick>, mut commands: Commands) {
     commands.queue(move |world: &mut World| {
         let now = world.resource::<Time<Real>>().elapsed();
         world.resource_scope(|world, mut links: Mut<Links>| {
-            end_session(world, &mut links, now, session, DisconnectReason::Kicked(reason));
+            end_session(
+                world,
+                &mut links,
+                now,
+                session,
+                DisconnectReason::Kicked(reason),
+            );
         });
     });
 }
@@ -421,7 +465,13 @@ fn shut_down(world: &mut World) {
     world.resource_scope(|world, mut links: Mut<Links>| {
         let sessions: Vec<_> = links.sessions.values().copied().collect();
         for session in sessions {
-            end_session(world, &mut links, now, session, DisconnectReason::ServerShutdown);
+            end_session(
+                world,
+                &mut links,
+                now,
+                session,
+                DisconnectReason::ServerShutdown,
+            );
         }
         for transport in &mut links.transports {
             transport.shutdown();

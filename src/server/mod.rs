@@ -23,10 +23,10 @@ pub use links::{ClientAddress, LinkStats, SessionPlugin};
 pub use messages::MessagePlugin;
 pub use send::SendPlugin;
 
-pub(crate) use links::Links;
+pub(crate) use links::{Links, RESYNC_REQUEST};
 
 /// What a server can be told. Every field has a default.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct ServerConfig {
     /// Where to listen for UDP; nowhere by default.
     pub udp: Option<SocketAddr>,
@@ -76,7 +76,7 @@ impl Default for ServerConfig {
 ///     .add_plugins((MinimalPlugins, TandemServerPlugins::listen("0.0.0.0:5000"), game))
 ///     .run();
 /// ```
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub struct TandemServerPlugins {
     config: ServerConfig,
 }
@@ -91,7 +91,10 @@ impl TandemServerPlugins {
         let udp = address
             .parse()
             .unwrap_or_else(|_| panic!("`{address}` is not an address; write it as 0.0.0.0:5000"));
-        Self::with_config(ServerConfig { udp: Some(udp), ..default() })
+        Self::with_config(ServerConfig {
+            udp: Some(udp),
+            ..default()
+        })
     }
 
     /// A server with settings of its own.
@@ -104,13 +107,19 @@ impl PluginGroup for TandemServerPlugins {
     fn build(self) -> PluginGroupBuilder {
         let config = self.config;
         PluginGroupBuilder::start::<Self>()
-            .add(TickPlugin { tick_rate_hz: config.tick_rate_hz })
-            .add(SessionPlugin { config: config.clone() })
+            .add(TickPlugin {
+                tick_rate_hz: config.tick_rate_hz,
+            })
+            .add(SessionPlugin {
+                config: config.clone(),
+            })
             .add(ReplicationPlugin)
             .add(rooms::RoomPlugin)
             .add(InputPlugin)
             .add(MessagePlugin)
-            .add(SendPlugin { config: config.clone() })
+            .add(SendPlugin {
+                config: config.clone(),
+            })
             .add(UdpListener { config })
     }
 }
@@ -123,30 +132,29 @@ struct UdpListener {
 impl Plugin for UdpListener {
     fn build(&self, app: &mut App) {
         let Some(addr) = self.config.udp else { return };
-        let config = UdpServerConfig {
-            addr,
-            auth: self.config.auth.clone(),
-            public_addresses: self.config.public_addresses.clone(),
-            max_sessions: self.config.max_sessions,
-            client_timeout: self.config.client_timeout,
-            ..default()
-        };
-        match UdpServer::bind(config) {
-            Ok(server) => app.add_transport(server),
-            Err(error) => panic!("{error}"),
-        }
+        app.add_transport(|transport_index| {
+            let config = UdpServerConfig {
+                transport_index,
+                auth: self.config.auth.clone(),
+                public_addresses: self.config.public_addresses.clone(),
+                max_sessions: self.config.max_sessions,
+                client_timeout: self.config.client_timeout,
+                ..UdpServerConfig::new(addr)
+            };
+            UdpServer::bind(config).unwrap_or_else(|error| panic!("{error}"))
+        });
     }
 }
 
 /// Adds transports to a server app.
 pub trait ServerApp {
-    /// Lets clients in through a further transport.
-    fn add_transport(&mut self, transport: impl ServerTransport);
+    /// Lets clients in through a further transport, which is made with the index that is to be part of its links' ids.
+    fn add_transport<T: ServerTransport>(&mut self, make: impl FnOnce(u8) -> T);
 }
 
 impl ServerApp for App {
-    fn add_transport(&mut self, transport: impl ServerTransport) {
-        self.world_mut().get_resource_or_init::<Links>().add(Box::new(transport));
+    fn add_transport<T: ServerTransport>(&mut self, make: impl FnOnce(u8) -> T) {
+        self.world_mut().get_resource_or_init::<Links>().add(make);
     }
 }
 

@@ -44,7 +44,9 @@ fn close(
 ) {
     if let Ok(partition) = rooms.get(removed.entity) {
         closed.0.push(partition.0);
-        commands.entity(removed.entity).try_remove::<(RoomPartition, RoomMembers)>();
+        commands
+            .entity(removed.entity)
+            .try_remove::<(RoomPartition, RoomMembers)>();
     }
 }
 
@@ -65,7 +67,9 @@ fn room_of(world: &World, entity: Entity) -> Option<Entity> {
 
 /// The partition that an entity belongs in.
 pub(super) fn place(world: &mut World, archive: &mut Archive, entity: Entity) -> PartitionId {
-    let Some(room) = room_of(world, entity) else { return PartitionId::GLOBAL };
+    let Some(room) = room_of(world, entity) else {
+        return PartitionId::GLOBAL;
+    };
     if let Some(partition) = world.get::<RoomPartition>(room) {
         return partition.0;
     }

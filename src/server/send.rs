@@ -19,7 +19,7 @@ use crate::wire::bits::BitWriter;
 use crate::wire::serial;
 
 /// Sends snapshots.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub struct SendPlugin {
     /// The server's settings.
     pub config: ServerConfig,
@@ -27,7 +27,9 @@ pub struct SendPlugin {
 
 impl Plugin for SendPlugin {
     fn build(&self, app: &mut App) {
-        let interval = (self.config.tick_rate_hz / self.config.send_rate_hz).round().max(1.0);
+        let interval = (self.config.tick_rate_hz / self.config.send_rate_hz)
+            .round()
+            .max(1.0);
         app.insert_resource(SendSchedule {
             interval: Ticks(interval as u32),
             last: None,
@@ -40,7 +42,10 @@ impl Plugin for SendPlugin {
                 .in_set(TandemSystems::Send)
                 .run_if(is_send_tick),
         )
-        .add_systems(PostUpdate, note_send.after(TandemSystems::Send).run_if(is_send_tick));
+        .add_systems(
+            PostUpdate,
+            note_send.after(TandemSystems::Send).run_if(is_send_tick),
+        );
     }
 }
 
@@ -71,7 +76,9 @@ pub(super) struct Outgoing {
 
 impl Outgoing {
     pub fn new(now: Tick) -> Self {
-        Self { view: View::new(now) }
+        Self {
+            view: View::new(now),
+        }
     }
 }
 
@@ -100,6 +107,7 @@ fn send_snapshots(
         let report = inputs.buffer.newest().map(|newest| InputReport {
             newest,
             margin: inputs.buffer.margin(),
+            late: (inputs.buffer.counts().late % 16) as u8,
         });
         snapshot.clear();
         outgoing.view.encode(
@@ -125,7 +133,10 @@ fn send_snapshots(
             let is_sent = serial::encode(&control, &mut bytes).is_ok()
                 && peer.send_message(CONTROL_CHANNEL, bytes);
             if !is_sent {
-                warn_once!("a component of {} bytes could not be sent", value.bytes.len());
+                warn_once!(
+                    "a component of {} bytes could not be sent",
+                    value.bytes.len()
+                );
             }
         }
     }

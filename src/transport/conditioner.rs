@@ -495,6 +495,7 @@ impl<T: ServerTransport> ServerTransport for ConditionedServer<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::transport::{LocalClient, LocalServer};
 
     const SECOND: Duration = Duration::from_secs(1);
 
@@ -701,6 +702,102 @@ mod tests {
             queue.len(),
             ConditionedQueue::<u32>::MAX_HELD,
             "holds so many and no more"
+        );
+    }
+
+    fn pair() -> (LocalServer, LocalClient) {
+        let server = LocalServer::new();
+        let client = server.connector().connect();
+        (server, client)
+    }
+
+    /// Steps both ends by a millisecond at a time. Each sends a datagram at 100 ms. Tells when
+    /// datagrams arrived at the client, and what happened when at the server.
+    fn exchange(
+        server: &mut impl ServerTransport,
+        client: &mut impl ClientTransport,
+        until: u64,
+    ) -> (Vec<u64>, Vec<(u64, LinkEvent)>) {
+        let (mut at_client, mut at_server) = (Vec::new(), Vec::new());
+        let mut link = None;
+        for now in 1..=until {
+            let (mut events, mut datagrams) = (Vec::new(), Vec::new());
+            server.receive(ms(now), &mut events);
+            client.receive(ms(now), &mut datagrams);
+            if let Some(LinkEvent::Opened { link: opened, .. }) = events.first() {
+                link = Some(*opened);
+            }
+            if now == 100 {
+                client.send(ms(now), b"up");
+                server.send(ms(now), link.expect("open by now"), b"down");
+            }
+            client.flush(ms(now));
+            server.flush(ms(now));
+            at_client.extend(datagrams.iter().map(|_| now));
+            at_server.extend(events.into_iter().map(|event| (now, event)));
+        }
+        (at_client, at_server)
+    }
+
+    fn datagram_times(events: &[(u64, LinkEvent)]) -> Vec<u64> {
+        let datagrams = events
+            .iter()
+            .filter(|(_, event)| matches!(event, LinkEvent::Datagram { .. }));
+        datagrams.map(|(at, _)| *at).collect()
+    }
+
+    #[test]
+    fn a_conditioned_client_is_slow_both_ways() {
+        let (mut server, client) = pair();
+        let conditions = LinkConditions {
+            latency: ms(40),
+            ..Default::default()
+        };
+        let mut client = Conditioned::new(client, conditions);
+        let (at_client, at_server) = exchange(&mut server, &mut client, 300);
+        // Sent at 100; the local link takes a step more.
+        assert_eq!(at_client, [141], "down");
+        assert_eq!(datagram_times(&at_server), [141], "up");
+    }
+
+    #[test]
+    fn a_conditioned_server_is_slow_both_ways() {
+        let (server, mut client) = pair();
+        let conditions = LinkConditions {
+            latency: ms(40),
+            ..Default::default()
+        };
+        let mut server = ConditionedServer::new(server, conditions);
+        let (at_client, at_server) = exchange(&mut server, &mut client, 300);
+        assert_eq!(at_client, [140], "down");
+        assert_eq!(datagram_times(&at_server), [141], "up");
+        assert!(
+            matches!(at_server[0].1, LinkEvent::Opened { .. }),
+            "opening comes first"
+        );
+    }
+
+    #[test]
+    fn what_is_under_way_arrives_before_the_end() {
+        let (server, mut client) = pair();
+        let mut server = ConditionedServer::new(
+            server,
+            LinkConditions {
+                latency: SECOND,
+                ..Default::default()
+            },
+        );
+        let (_, at_server) = exchange(&mut server, &mut client, 110);
+        assert!(datagram_times(&at_server).is_empty(), "still under way");
+        client.close();
+        let mut events = Vec::new();
+        server.receive(ms(120), &mut events);
+        assert!(
+            matches!(
+                &events[..],
+                [LinkEvent::Datagram { .. }, LinkEvent::Closed { .. }]
+            ),
+            "a closed link has no later: {events:?}"
         );
     }
 }

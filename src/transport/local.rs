@@ -451,7 +451,7 @@ impl ClientTransport for LocalClient {
                 match message {
                     Message::Welcome => self.state = ClientLinkState::Connected,
                     Message::Denied if !self.state.is_connected() => {
-                        reason = Some(CloseReason::Denied)
+                        reason = Some(CloseReason::Denied);
                     }
                     Message::Farewell => reason = Some(CloseReason::ByPeer),
                     Message::Datagram(bytes) => {

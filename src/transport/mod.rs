@@ -22,7 +22,7 @@ pub mod udp;
 
 pub use conditioner::{Conditioned, ConditionedServer, LinkConditions};
 pub use local::{LocalClient, LocalConnector, LocalServer};
-// pub use udp::{UdpClient, UdpClientConfig, UdpServer, UdpServerConfig};
+pub use udp::{UdpClient, UdpClientConfig, UdpServer, UdpServerConfig};
 
 /// The size to coalesce datagrams to, in bytes.
 ///
@@ -192,6 +192,37 @@ pub struct Rejected {
     pub unsendable: u64,
 }
 
+impl core::ops::Add for TransportStats {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            bytes_in: self.bytes_in + other.bytes_in,
+            bytes_out: self.bytes_out + other.bytes_out,
+            datagrams_in: self.datagrams_in + other.datagrams_in,
+            datagrams_out: self.datagrams_out + other.datagrams_out,
+            rejected: self.rejected + other.rejected,
+        }
+    }
+}
+
+impl core::ops::Add for Rejected {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            malformed: self.malformed + other.malformed,
+            unknown: self.unknown + other.unknown,
+            handshake: self.handshake + other.handshake,
+            unauthentic: self.unauthentic + other.unauthentic,
+            over_budget: self.over_budget + other.over_budget,
+            inbox_full: self.inbox_full + other.inbox_full,
+            outbox_full: self.outbox_full + other.outbox_full,
+            unsendable: self.unsendable + other.unsendable,
+        }
+    }
+}
+
 impl Rejected {
     /// All causes together.
     pub fn total(&self) -> u64 {
@@ -232,7 +263,7 @@ pub trait ServerTransport: Send + Sync + 'static {
     fn stats(&self) -> TransportStats;
 
     /// Closes all links and stops, within a bounded time (UDP: 200 ms). No link opens after this.
-    /// Dropping the transport does the same.
+    /// Dropping the transport does the same, and frees its port.
     fn shutdown(&mut self);
 }
 

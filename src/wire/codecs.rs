@@ -281,7 +281,7 @@ impl Quantize<Transform> for TransformCodec {
                 spatial.quantize(value.rotation, &mut words[rotation..scale]);
             }
             Rotation::AboutZ(angle) => {
-                words[rotation] = angle.quantize(turn_about_z(value.rotation))
+                words[rotation] = angle.quantize(turn_about_z(value.rotation));
             }
         }
         // As many factors as there are words: none, the one of x, or all.

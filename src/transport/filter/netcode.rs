@@ -94,9 +94,7 @@ fn encrypted_body_bytes(datagram: &[u8]) -> Option<usize> {
     let mut sequence = [0; 8];
     sequence[..sequence_bytes].copy_from_slice(datagram.get(1..1 + sequence_bytes)?);
     // Compared with a window of 256 by adding that to it.
-    if u64::from_le_bytes(sequence).checked_add(256).is_none() {
-        return None;
-    }
+    u64::from_le_bytes(sequence).checked_add(256)?;
     datagram.len().checked_sub(1 + sequence_bytes + TAG_BYTES)
 }
 

@@ -484,7 +484,7 @@ mod tests {
         catch_unwind(AssertUnwindSafe(|| {
             packets
                 .iter()
-                .for_each(|packet| renet.process_packet(packet))
+                .for_each(|packet| renet.process_packet(packet));
         }))
         .is_err()
     }

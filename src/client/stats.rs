@@ -1,0 +1,57 @@
+//! How the client's connection does.
+
+use std::time::Duration;
+
+use bevy::prelude::*;
+
+use crate::histogram::Histogram;
+use crate::transport::TransportStats;
+
+/// Figures of the client's connection, since it was made unless said otherwise.
+#[derive(Resource, Clone, Debug, Default)]
+pub struct ClientStats {
+    /// Bytes and datagrams.
+    pub transport: TransportStats,
+    /// Smoothed round-trip time now.
+    pub rtt: Duration,
+    /// Its mean deviation now.
+    pub jitter: Duration,
+    /// Share of this client's datagrams that are lost lately: 0 to 1.
+    pub loss: f32,
+    /// Snapshots taken.
+    pub snapshots: u64,
+    /// Snapshots not taken: they came too late, or could not be read.
+    pub snapshots_dropped: u64,
+    /// By how many ticks inputs precede their use at the server, as reported last.
+    pub input_margin: f32,
+    /// Inputs sampled.
+    pub inputs_sent: u64,
+    /// Of these, how many reached the server after their tick, as it counts them.
+    pub inputs_late: u64,
+    /// [`Self::inputs_late`] modulo 16, as the server told it last.
+    late_told: u8,
+    /// How far in the past other entities are drawn now, besides the way that snapshots take.
+    pub interpolation_delay: Duration,
+    /// Frames whose playback moment can be judged.
+    pub frames: u64,
+    /// Of these, how many had no snapshot after the moment that they showed.
+    pub starved_frames: u64,
+    /// Times that a prediction was wrong and ticks were replayed.
+    pub reconciliations: u64,
+    /// Ticks that were replayed.
+    pub replayed_ticks: u64,
+    /// Corrections too large, or too late, to be smoothed: what the player saw jumped.
+    pub snaps: u64,
+    /// Times that the clock was set rather than stretched.
+    pub clock_snaps: u64,
+    /// How far predictions of interpolated components were off when the server's state came, in units.
+    pub prediction_error: Histogram,
+}
+
+impl ClientStats {
+    /// Counts along with the server, which tells its count modulo 16.
+    pub(super) fn count_late(&mut self, told: u8) {
+        self.inputs_late += u64::from(told.wrapping_sub(self.late_told) % 16);
+        self.late_told = told;
+    }
+}
