@@ -32,7 +32,7 @@ impl Plugin for ReplicationPlugin {
     fn finish(&self, app: &mut App) {
         let layouts = Registry::freeze(app);
         app.insert_resource(Mirror::new(layouts));
-        for entry in app.world().resource::<Registry>().components.clone() {
+        for entry in app.world().resource::<Registry>().components.clone().iter() {
             (entry.install_client)(app);
         }
     }
@@ -161,7 +161,9 @@ impl Mirror {
 
     /// The predicted ones.
     pub fn predicted(&self) -> impl Iterator<Item = (NetId, &Local)> {
-        self.predicted.iter().filter_map(|&net| Some((net, self.locals.get(&net)?)))
+        self.predicted
+            .iter()
+            .filter_map(|&net| Some((net, self.locals.get(&net)?)))
     }
 
     /// A prediction was compared with the server's state of this tick.
@@ -485,12 +487,12 @@ fn set_role(world: &mut World, mirror: &mut Mirror, net: NetId, tick: Tick) {
         None => entity.remove::<Owner>(),
     };
     if is_owned {
-        for input in inputs {
+        for input in inputs.iter() {
             (input.insert_default)(&mut entity);
         }
         entity.insert(Owned);
     } else if entity.contains::<Owned>() {
-        for input in inputs {
+        for input in inputs.iter() {
             (input.remove)(&mut entity);
         }
         entity.remove::<Owned>();
