@@ -281,10 +281,16 @@ fn receive_messages(world: &mut World, session: Entity) -> Result<(), Disconnect
 /// What a client sends on the control channel when it cannot use the snapshots that it gets.
 pub(crate) const RESYNC_REQUEST: &[u8] = b"resync";
 
+/// It is work, so a client gets it once in two seconds (at 60 Hz); an honest one hardly ever asks.
+const MIN_TICKS_BETWEEN_RESYNCS: i32 = 120;
+
 fn resync(world: &mut World, session: Entity) {
     let tick = world.resource::<CurrentTick>().0;
     world.resource_scope(|world, replication: Mut<Replication>| {
-        if let Some(mut outgoing) = world.get_mut::<Outgoing>(session) {
+        if let Some(mut outgoing) = world.get_mut::<Outgoing>(session)
+            && tick.distance_from(outgoing.told_all) > MIN_TICKS_BETWEEN_RESYNCS
+        {
+            outgoing.told_all = tick;
             outgoing.view.resync(&replication.archive, tick);
         }
     });
