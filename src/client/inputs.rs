@@ -2,6 +2,8 @@
 
 use bevy::prelude::*;
 
+use super::connection::is_synchronised;
+use super::stats::ClientStats;
 use crate::protocol::input::InputHistory;
 use crate::registry::Registry;
 use crate::replication::Owned;
@@ -14,7 +16,12 @@ pub struct InputPlugin;
 impl Plugin for InputPlugin {
     fn build(&self, app: &mut App) {
         app.init_resource::<SentInputs>()
-            .add_systems(FixedPreUpdate, sample.in_set(TandemSystems::Sample));
+            .add_systems(
+                FixedPreUpdate,
+                sample
+                    .in_set(TandemSystems::Sample)
+                    .run_if(is_synchronised),
+            );
     }
 
     fn finish(&self, app: &mut App) {
@@ -62,6 +69,7 @@ fn sample(
                 error_once!("the inputs of a tick cannot be sent: {error}");
                 return;
             }
+            world.resource_mut::<ClientStats>().inputs_sent += 1;
         }
         entities.clear();
         entities.extend(owned.iter(world));
