@@ -35,9 +35,9 @@ impl Plugin for SessionPlugin {
         app.insert_resource(SessionSettings(self.config.clone()))
             .init_resource::<ServerStats>()
             .init_resource::<ListenAddresses>()
-            .init_resource::<Kicks>()
+            .init_resource::<Departures>()
             .add_systems(PreUpdate, receive.in_set(TandemSystems::Receive))
-            .add_systems(PostUpdate, end_kicked.before(TandemSystems::Collect))
+            .add_systems(PostUpdate, end_departing.before(TandemSystems::Collect))
             .add_systems(Last, shut_down.run_if(on_message::<AppExit>))
             .add_observer(kick);
     }
@@ -454,23 +454,29 @@ fn end_session(
     }
 }
 
-/// Sessions to be ended. Not at once: the game may ask for it while links are being served.
+/// Sessions to be ended, and why. Not at once: the game may ask for it while links are being served.
 #[derive(Resource, Default)]
-struct Kicks(Vec<Kick>);
+pub(crate) struct Departures(Vec<(Entity, DisconnectReason)>);
 
-fn kick(kick: On<Kick>, mut kicks: ResMut<Kicks>) {
-    kicks.0.push(kick.event().clone());
+impl Departures {
+    /// Ends a session before the next snapshots are collected.
+    pub fn add(&mut self, session: Entity, reason: DisconnectReason) {
+        self.0.push((session, reason));
+    }
 }
 
-fn end_kicked(world: &mut World) {
-    if world.resource::<Kicks>().0.is_empty() {
+fn kick(kick: On<Kick>, mut departures: ResMut<Departures>) {
+    departures.add(kick.session, DisconnectReason::Kicked(kick.reason.clone()));
+}
+
+fn end_departing(world: &mut World) {
+    if world.resource::<Departures>().0.is_empty() {
         return;
     }
-    let kicks = std::mem::take(&mut world.resource_mut::<Kicks>().0);
+    let departures = std::mem::take(&mut world.resource_mut::<Departures>().0);
     let now = world.resource::<Time<Real>>().elapsed();
     world.resource_scope(|world, mut links: Mut<Links>| {
-        for Kick { session, reason } in kicks {
-            let reason = DisconnectReason::Kicked(reason);
+        for (session, reason) in departures {
             end_session(world, &mut links, now, session, reason);
         }
     });
