@@ -4,6 +4,7 @@ pub mod blend;
 pub mod client;
 pub mod headless;
 pub mod histogram;
+pub mod host;
 pub mod input;
 pub mod message;
 mod peer;
@@ -27,6 +28,7 @@ pub mod prelude {
         ClientConfig, ClientStats, ConnectOver, Connected, Connection, ConnectionState, Disconnect,
         Disconnected, TandemClientPlugins, connected,
     };
+    pub use crate::host::HostPlugin;
     pub use crate::input::{Input, LocalInput};
     pub use crate::message::{Channel, FromClient, FromServer, Target, ToClients, ToServer};
     pub use crate::protocol::handshake::DisconnectReason;

@@ -11,6 +11,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::client;
+use crate::host;
 use crate::protocol::layout::NetId;
 use crate::registry::{FromNet, Registry, ToNet};
 use crate::server;
@@ -96,6 +97,7 @@ pub(crate) struct MessageEntry {
     pub channel: Channel,
     pub install_server: fn(&mut App),
     pub install_client: fn(&mut App),
+    pub install_host: fn(&mut App),
     /// Makes a message of bytes from the other side.
     pub receive_on_server:
         fn(&mut World, session: Entity, &[u8]) -> Result<(), serial::SerialError>,
@@ -172,6 +174,7 @@ pub(crate) fn register<M: NetMessage>(
         channel,
         install_server: server::messages::install::<M>,
         install_client: client::messages::install::<M>,
+        install_host: host::install::<M>,
         receive_on_server: server::messages::receive::<M>,
         receive_on_client: client::messages::receive::<M>,
     };

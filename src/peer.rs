@@ -13,7 +13,7 @@ use bytes::Bytes;
 use renet::{ChannelConfig, ConnectionConfig, RenetClient, SendType};
 
 use crate::message::MAX_SERVER_MESSAGE_BYTES;
-use crate::protocol::acks::{AckTracker, Delivery, Header, Received};
+use crate::protocol::acks::{AckTracker, Delivery, Header, Received, is_newer};
 use crate::transport::filter::RenetFilter;
 use crate::transport::quietly;
 
@@ -68,6 +68,8 @@ pub(crate) struct Peer {
     /// Something arrived that renet should acknowledge.
     owes_acks: bool,
     has_new_messages: bool,
+    /// The newest datagram from which a snapshot was shown.
+    newest_snapshot: Option<u16>,
     outgoing: Vec<u8>,
 }
 
@@ -118,6 +120,7 @@ impl Peer {
             filter,
             owes_acks: false,
             has_new_messages: false,
+            newest_snapshot: None,
             outgoing: Vec::with_capacity(MAX_DATAGRAM_BYTES),
         }
     }
@@ -128,6 +131,9 @@ impl Peer {
     }
 
     /// Takes a datagram apart. Chunks of datagrams that came before, or too late, are not shown.
+    ///
+    /// Nor are snapshots that a newer one has overtaken: they are not used, so their datagrams are not acknowledged
+    /// either, and the server sends again what only they contained.
     pub fn receive<'a>(
         &mut self,
         now: Duration,
@@ -154,6 +160,17 @@ impl Peer {
             rest = tail;
             match ChunkKind::from_byte(kind) {
                 Some(ChunkKind::Renet) => self.receive_renet(body)?,
+                Some(ChunkKind::Snapshot)
+                    if self
+                        .newest_snapshot
+                        .is_some_and(|newest| !is_newer(header.seq, newest)) =>
+                {
+                    self.acks.withhold(header.seq);
+                }
+                Some(ChunkKind::Snapshot) => {
+                    self.newest_snapshot = Some(header.seq);
+                    on_chunk(ChunkKind::Snapshot, body);
+                }
                 Some(kind) => on_chunk(kind, body),
                 None => return Err(Violation(format!("an unknown kind of chunk: {kind}"))),
             }

@@ -8,7 +8,7 @@ use super::interpolate::{self, Playhead};
 use super::predict::{self, PredictionFns};
 use super::stats::ClientStats;
 use crate::protocol::layout::{ComponentId, Layouts, Meta, NetId, PredictedBy};
-use crate::protocol::replica::{Change, Replica, ReplicaEntity, SnapshotError, Taken, ValueRef};
+use crate::protocol::replica::{Change, Replica, SnapshotError, Taken, ValueRef};
 use crate::registry::{ComponentRule, Registry};
 use crate::replication::{Interpolated, Owned, Owner, Predicted, Replicated, Simulated, SpawnKey};
 use crate::schedule::{CurrentTick, TandemSystems};
@@ -70,6 +70,8 @@ pub(crate) struct Local {
     pub is_early: bool,
     /// Its prediction has still to be brought from the server's past to the client's present.
     pub is_fresh: bool,
+    /// Since when this client's own simulation has despawned it, at the latest.
+    pub gone_since: Option<Tick>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -171,6 +173,15 @@ impl Mirror {
         if let Some(local) = self.locals.get_mut(&net) {
             local.checked = Some(tick);
             local.is_fresh = false;
+        }
+    }
+
+    /// The predicted ones, to be changed, and what the server says of them.
+    pub fn predicted_mut(&mut self, mut visit: impl FnMut(NetId, &mut Local, &Replica)) {
+        for &net in &self.predicted {
+            if let Some(local) = self.locals.get_mut(&net) {
+                visit(net, local, &self.replica);
+            }
         }
     }
 
@@ -443,6 +454,7 @@ fn spawn(world: &mut World, mirror: &mut Mirror, net: NetId, tick: Tick) {
         is_early: early.is_some(),
         // An early copy is in the client's present already.
         is_fresh: early.is_none(),
+        gone_since: None,
     };
     mirror.locals.insert(net, local);
     mirror.nets.insert(entity, net);
@@ -455,6 +467,29 @@ fn spawn(world: &mut World, mirror: &mut Mirror, net: NetId, tick: Tick) {
         .into_iter()
         .filter(|(other, _)| mirror.locals.contains_key(other))
         .map(|(other, component)| Change::Set(other, component))
+        .collect();
+    apply_changes(world, mirror, &retold, tick);
+}
+
+/// Makes the entity that stands for one of the server's anew, and tells it all its values.
+pub(super) fn respawn(world: &mut World, mirror: &mut Mirror, net: NetId) {
+    let tick = mirror.replica.newest().unwrap_or(mirror.anchor);
+    if let Some(local) = mirror.locals.remove(&net) {
+        mirror.nets.remove(&local.entity);
+    }
+    spawn(world, mirror, net, tick);
+    retell(world, mirror, net, tick);
+}
+
+/// Applies all values of an entity again.
+fn retell(world: &mut World, mirror: &mut Mirror, net: NetId, tick: Tick) {
+    let values = mirror
+        .replica
+        .entity(net)
+        .into_iter()
+        .flat_map(|entity| entity.values());
+    let retold: Vec<_> = values
+        .map(|(component, _)| Change::Set(net, component))
         .collect();
     apply_changes(world, mirror, &retold, tick);
 }
@@ -515,15 +550,7 @@ fn set_role(world: &mut World, mirror: &mut Mirror, net: NetId, tick: Tick) {
         local.is_fresh = true;
         let entity = local.entity;
         predict::forget(world, entity);
-        let values = mirror
-            .replica
-            .entity(net)
-            .into_iter()
-            .flat_map(ReplicaEntity::values);
-        let retold: Vec<_> = values
-            .map(|(component, _)| Change::Set(net, component))
-            .collect();
-        apply_changes(world, mirror, &retold, tick);
+        retell(world, mirror, net, tick);
     }
 }
 

@@ -92,6 +92,11 @@ impl Default for ConnectionState {
 }
 
 impl Connection {
+    /// Only for players without a link.
+    pub(crate) fn set(&mut self, state: ConnectionState) {
+        self.state = state;
+    }
+
     /// Where it stands.
     pub fn state(&self) -> &ConnectionState {
         &self.state
@@ -155,6 +160,8 @@ const KEEP_ALIVE: Duration = Duration::from_millis(100);
 
 pub(super) fn connect(world: &mut World, transport: Box<dyn ClientTransport>) {
     end(world, DisconnectReason::ClientLeft);
+    world.insert_resource(ClientStats::default());
+    world.insert_resource(SentInputs::default());
     let now = world
         .get_resource::<Time<Real>>()
         .map(Time::elapsed)
@@ -178,6 +185,11 @@ pub(super) fn connect(world: &mut World, transport: Box<dyn ClientTransport>) {
     world.get_resource_or_init::<Connection>().state = ConnectionState::Connecting;
 }
 
+/// Whether the client's clock follows the server's: before that, its ticks mean nothing to the server.
+pub(super) fn is_synchronised(link: Option<Res<Link>>) -> bool {
+    link.is_some_and(|link| link.is_synchronised)
+}
+
 /// Takes in everything that came since the last frame.
 fn receive(world: &mut World) {
     if !world.contains_resource::<Link>() {
@@ -186,14 +198,21 @@ fn receive(world: &mut World) {
     let now = world.resource::<Time<Real>>().elapsed();
     let delta = world.resource::<Time<Real>>().delta();
     let outcome = world.resource_scope(|world, mut link: Mut<Link>| {
-        receive_datagrams(world, &mut link, now, delta)
-            .and_then(|()| receive_messages(world, &mut link))
-            .and_then(|()| check_time(world, &link, now))
+        receive_datagrams(world, &mut link, now, delta)?;
+        let welcomed = receive_messages(world, &mut link)?;
+        check_time(world, &link, now)?;
+        Ok(welcomed)
     });
-    if let Err(reason) = outcome {
-        end(world, reason);
+    match outcome {
+        // Told when the link is back in the world: the game may answer by disconnecting.
+        Ok(Some(session)) => world.trigger(Connected { session }),
+        Ok(None) => {}
+        Err(reason) => end(world, reason),
     }
 }
+
+/// Snapshots that may wait for the welcome, which loss can delay: more than a server sends within the connect timeout.
+const MAX_WAITING_SNAPSHOTS: usize = 1_024;
 
 fn receive_datagrams(
     world: &mut World,
@@ -235,6 +254,11 @@ fn receive_datagrams(
     stats.rtt = peer.acks.rtt().unwrap_or_default();
     stats.jitter = peer.acks.jitter().unwrap_or_default();
     stats.loss = peer.acks.loss_ratio();
+    if snapshots.len() > MAX_WAITING_SNAPSHOTS {
+        return Err(DisconnectReason::ProtocolViolation(
+            "too many snapshots before the welcome".into(),
+        ));
+    }
     match (farewell, transport.state()) {
         (Some(reason), _) => Err(reason),
         (None, ClientLinkState::Closed(reason)) => Err(match reason.clone() {
@@ -247,7 +271,12 @@ fn receive_datagrams(
     }
 }
 
-fn receive_messages(world: &mut World, link: &mut Link) -> Result<(), DisconnectReason> {
+/// Takes in messages; returns the session if the server has let this client in.
+fn receive_messages(
+    world: &mut World,
+    link: &mut Link,
+) -> Result<Option<SessionId>, DisconnectReason> {
+    let mut welcomed = None;
     while let Some(bytes) = link.peer.next_message(CONTROL_CHANNEL) {
         match serial::decode::<Control>(&bytes) {
             Ok(Control::Welcome {
@@ -258,7 +287,10 @@ fn receive_messages(world: &mut World, link: &mut Link) -> Result<(), Disconnect
                 if !(1.0..=1000.0).contains(&tick_rate_hz) {
                     return Err(DisconnectReason::ProtocolViolation("the tick rate".into()));
                 }
-                welcome(world, link, session, tick, tick_rate_hz);
+                if world.resource::<Connection>().session().is_none() {
+                    welcome(world, link, session, tick, tick_rate_hz);
+                    welcomed = Some(session);
+                }
             }
             Ok(Control::Mismatch {
                 wire_version,
@@ -296,13 +328,10 @@ fn receive_messages(world: &mut World, link: &mut Link) -> Result<(), Disconnect
             }
         }
     }
-    Ok(())
+    Ok(welcomed)
 }
 
 fn welcome(world: &mut World, link: &mut Link, session: SessionId, tick: Tick, tick_rate_hz: f64) {
-    if world.resource::<Connection>().session().is_some() {
-        return;
-    }
     let mut fixed = world.resource_mut::<Time<Fixed>>();
     fixed.set_timestep_hz(tick_rate_hz);
     let timestep = fixed.timestep();
@@ -317,7 +346,6 @@ fn welcome(world: &mut World, link: &mut Link, session: SessionId, tick: Tick, t
     let max_entities = world.resource::<Settings>().0.max_entities;
     Mirror::begin(world, session, tick, max_entities);
     world.resource_mut::<Connection>().state = ConnectionState::Connected { session };
-    world.trigger(Connected { session });
 }
 
 fn check_time(world: &World, link: &Link, now: Duration) -> Result<(), DisconnectReason> {

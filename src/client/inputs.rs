@@ -2,6 +2,7 @@
 
 use bevy::prelude::*;
 
+use super::connection::is_synchronised;
 use super::stats::ClientStats;
 use crate::protocol::input::InputHistory;
 use crate::registry::Registry;
@@ -14,8 +15,10 @@ pub struct InputPlugin;
 
 impl Plugin for InputPlugin {
     fn build(&self, app: &mut App) {
-        app.init_resource::<SentInputs>()
-            .add_systems(FixedPreUpdate, sample.in_set(TandemSystems::Sample));
+        app.init_resource::<SentInputs>().add_systems(
+            FixedPreUpdate,
+            sample.in_set(TandemSystems::Sample).run_if(is_synchronised),
+        );
     }
 
     fn finish(&self, app: &mut App) {

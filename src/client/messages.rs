@@ -3,7 +3,7 @@
 use bevy::prelude::*;
 
 use super::apply::Mirror;
-use super::connection::Link;
+use super::connection::{Connection, Link};
 use crate::message::{FromServer, MAX_CLIENT_MESSAGE_BYTES, MessageRule, NetMessage, ToServer};
 use crate::registry::Registry;
 use crate::schedule::TandemSystems;
@@ -41,15 +41,19 @@ pub(crate) fn receive<M: NetMessage>(
     Ok(())
 }
 
-/// While there is no connection, messages are dropped: there is nobody to whom they were said.
+/// Until the client is in, messages are dropped: there is nobody to whom they were said.
 fn send<M: NetMessage>(
     mut messages: MessageReader<ToServer<M>>,
     rule: Res<MessageRule<M>>,
-    mut link: Option<ResMut<Link>>,
+    link: Option<ResMut<Link>>,
+    connection: Res<Connection>,
     mirror: Res<Mirror>,
 ) {
+    let Some(mut link) = link.filter(|_| connection.session().is_some()) else {
+        messages.clear();
+        return;
+    };
     for ToServer(message) in messages.read() {
-        let Some(link) = &mut link else { continue };
         match rule.encode(message, &|entity| mirror.net_id(entity)) {
             Ok(bytes) if bytes.len() <= MAX_CLIENT_MESSAGE_BYTES => {
                 if !link.peer.send_message(rule.channel.id(), bytes) {

@@ -14,7 +14,8 @@ use bevy::app::FixedMain;
 use bevy::platform::collections::{HashMap, HashSet};
 use bevy::prelude::*;
 
-use super::apply::{Local, Mirror, Mirrored};
+use super::apply::{self, Local, Mirror, Mirrored};
+use super::interpolate::Buffer;
 use super::smooth;
 use super::stats::ClientStats;
 use crate::protocol::layout::{ComponentId, NetId};
@@ -71,6 +72,8 @@ pub(super) struct PredictionSettings {
 pub(super) struct History<C: Send + Sync + 'static> {
     start: Tick,
     values: VecDeque<Option<C>>,
+    /// The entity is known not to have had it before `start`: this client's simulation inserted it.
+    is_inserted: bool,
 }
 
 /// Twice the longest replay, since the newest ticks are ahead of what comes from the server.
@@ -81,13 +84,24 @@ impl<C: Clone + Send + Sync + 'static> History<C> {
         Self {
             start,
             values: VecDeque::new(),
+            is_inserted: false,
+        }
+    }
+
+    fn inserted(tick: Tick, value: C) -> Self {
+        Self {
+            start: tick,
+            values: VecDeque::from([Some(value)]),
+            is_inserted: true,
         }
     }
 
     /// The value at the end of a tick; the outer `None` when that is not known.
     pub fn at(&self, tick: Tick) -> Option<Option<&C>> {
-        let index = usize::try_from(tick.distance_from(self.start)).ok()?;
-        self.values.get(index).map(Option::as_ref)
+        match usize::try_from(tick.distance_from(self.start)) {
+            Ok(index) => self.values.get(index).map(Option::as_ref),
+            Err(_) => self.is_inserted.then_some(None),
+        }
     }
 
     /// Sets the value of a tick, and forgets those after it.
@@ -101,6 +115,7 @@ impl<C: Clone + Send + Sync + 'static> History<C> {
         if self.values.len() > MAX_HISTORY {
             self.values.pop_front();
             self.start += Ticks(1);
+            self.is_inserted = false;
         }
     }
 }
@@ -113,7 +128,11 @@ pub(crate) struct PredictionFns {
     adopt: fn(&mut World, Entity, Tick, Option<ValueRef>, &HashMap<NetId, Local>),
     /// Sets the component to what it was predicted to be.
     rewind: fn(&mut World, Entity, Tick),
+    /// The first tick that is known; `None` when that does not tell when the entity came to be.
+    start: fn(&World, Entity) -> Option<Tick>,
     begin_here: fn(&mut EntityWorldMut, Tick),
+    /// Moves the component from an entity that a replay has spawned to the one that it had spawned before.
+    begin_again: fn(&mut World, from: Entity, to: Entity, Tick),
     forget: fn(&mut EntityWorldMut),
     before_replay: fn(&mut EntityWorldMut),
     after_replay: fn(&mut World, Entity),
@@ -132,13 +151,18 @@ impl PredictionFns {
             compare: compare::<C>,
             adopt: adopt::<C>,
             rewind: rewind::<C>,
+            start: |world, entity| {
+                let history = world.get::<History<C>>(entity)?;
+                (!history.is_inserted).then_some(history.start)
+            },
             begin_here: |entity, tick| {
                 if entity.contains::<C>() && !entity.contains::<History<C>>() {
                     entity.insert(History::<C>::new(tick));
                 }
             },
+            begin_again: begin_again::<C>,
             forget: |entity| {
-                entity.remove::<(History<C>, smooth::Smoothed<C>)>();
+                entity.remove::<(History<C>, smooth::Smoothed<C>, Buffer<C>)>();
             },
             before_replay: smooth::before_replay::<C>,
             after_replay: smooth::after_replay::<C>,
@@ -152,14 +176,33 @@ pub(super) fn install<C: Component + Clone>(app: &mut App) {
 
 /// Keeps what the tick made of predicted components.
 fn record<C: Component + Clone>(
-    mut predicted: Query<(Entity, Option<&C>, &mut History<C>), With<Predicted>>,
+    mut predicted: Query<(Entity, Option<&C>, Option<&mut History<C>>), With<Predicted>>,
     rule: Res<ComponentRule<C>>,
     tick: Res<CurrentTick>,
     replaying: Res<Replaying>,
     mut commands: Commands,
 ) {
-    for (entity, value, mut history) in &mut predicted {
-        let age = tick.0.distance_from(history.start);
+    for (entity, value, history) in &mut predicted {
+        let age = history
+            .as_ref()
+            .map(|history| tick.0.distance_from(history.start));
+        let (Some(mut history), Some(age)) = (history, age) else {
+            if let Some(value) = value {
+                commands
+                    .entity(entity)
+                    .try_insert(History::inserted(tick.0, value.clone()));
+            }
+            continue;
+        };
+        if replaying.0 && history.is_inserted && age <= 0 {
+            // The replay may insert it earlier than it was before, or later.
+            match value {
+                Some(value) => *history = History::inserted(tick.0, value.clone()),
+                None if age == 0 => history.record(tick.0, None),
+                None => {}
+            }
+            continue;
+        }
         if replaying.0 && age < 0 {
             // The replay has not come to the tick in which this came to be.
             continue;
@@ -190,6 +233,20 @@ pub(super) fn begin<C: Component + Clone>(
     history.record(tick, Some(value.clone()));
     set(entity, value);
     entity.insert(history);
+}
+
+fn begin_again<C: Component + Clone>(world: &mut World, from: Entity, to: Entity, tick: Tick) {
+    let value = world
+        .get_entity_mut(from)
+        .ok()
+        .and_then(|mut entity| entity.take::<C>());
+    let Ok(mut entity) = world.get_entity_mut(to) else {
+        return;
+    };
+    match value {
+        Some(value) => entity.insert((value, History::<C>::new(tick))),
+        None => entity.remove::<(C, History<C>)>(),
+    };
 }
 
 fn compare<C: Component + Clone>(
@@ -292,6 +349,7 @@ pub(super) fn reconcile(world: &mut World, mirror: &mut Mirror) {
         return;
     }
     let now = world.resource::<CurrentTick>().0;
+    revive(world, mirror, now);
     let Some(mistakes) = find_mistakes(world, mirror, &entries, now) else {
         expire_early_copies(world, mirror);
         return;
@@ -318,6 +376,24 @@ pub(super) fn reconcile(world: &mut World, mirror: &mut Mirror) {
     expire_early_copies(world, mirror);
 }
 
+/// Brings back what this client's simulation has despawned and the server's has not.
+fn revive(world: &mut World, mirror: &mut Mirror, now: Tick) {
+    let mut mistaken = Vec::new();
+    mirror.predicted_mut(|net, local, replica| {
+        if world.get_entity(local.entity).is_ok() {
+            return;
+        }
+        let gone_since = *local.gone_since.get_or_insert(now);
+        let confirmed = replica.confirmed(net);
+        if confirmed.is_some_and(|confirmed| confirmed.is_newer_than(gone_since)) {
+            mistaken.push(net);
+        }
+    });
+    for net in mistaken {
+        apply::respawn(world, mirror, net);
+    }
+}
+
 /// What has to be corrected.
 struct Mistakes {
     /// The earliest tick from which something has to be replayed.
@@ -340,7 +416,8 @@ fn find_mistakes(
         let Some(confirmed) = mirror.replica().confirmed(net) else {
             continue;
         };
-        if local.checked == Some(confirmed) {
+        // What is not there (any more) is no mistake until the server contradicts: see `revive`.
+        if local.checked == Some(confirmed) || local.gone_since.is_some() {
             continue;
         }
         checked.push((net, confirmed));
@@ -405,6 +482,8 @@ fn replay(
 ) {
     let mut predicted = world.query_filtered::<Entity, With<Predicted>>();
     let entities: Vec<_> = predicted.iter(world).collect();
+    // What came to be after `since` takes part from then on. Early copies do so when they are spawned again.
+    let mut unborn = Vec::new();
     for &entity in &entities {
         if let Ok(mut entity) = world.get_entity_mut(entity) {
             for (_, fns) in entries {
@@ -417,12 +496,21 @@ fn replay(
                 adopt_all(world, mirror, entries, net, entity, since);
             }
             _ => {
+                let starts = entries
+                    .iter()
+                    .filter_map(|(_, fns)| (fns.start)(world, entity));
+                let start = starts.reduce(Tick::earliest);
+                if let Some(start) = start.filter(|start| start.is_newer_than(since)) {
+                    unborn.push((start, entity));
+                    world.entity_mut(entity).remove::<Simulated>();
+                }
                 for (_, fns) in entries {
                     (fns.rewind)(world, entity, since);
                 }
             }
         }
     }
+    let unclaimed = world.resource::<EarlyCopies>().unclaimed();
 
     world.resource_mut::<EarlyCopies>().spawned_again.clear();
     world.resource_mut::<Replaying>().0 = true;
@@ -430,6 +518,17 @@ fn replay(
     world.schedule_scope(FixedMain, |world, schedule| {
         while world.resource::<CurrentTick>().0 != now {
             schedule.run(world);
+            let reached = world.resource::<CurrentTick>().0;
+            unborn.retain(|&(start, entity)| {
+                let is_born = !start.is_newer_than(reached);
+                if is_born
+                    && !unclaimed.contains(&entity)
+                    && let Ok(mut entity) = world.get_entity_mut(entity)
+                {
+                    entity.insert(Simulated);
+                }
+                !is_born
+            });
         }
     });
     world.resource_mut::<Replaying>().0 = false;
@@ -466,6 +565,16 @@ pub(super) struct EarlyCopies {
     spawned_again: HashSet<SpawnKey>,
 }
 
+impl EarlyCopies {
+    fn unclaimed(&self) -> HashSet<Entity> {
+        let copies = self.by_key.values();
+        copies
+            .filter(|copy| !copy.is_claimed)
+            .map(|copy| copy.entity)
+            .collect()
+    }
+}
+
 #[derive(Clone, Copy)]
 struct EarlyCopy {
     entity: Entity,
@@ -473,10 +582,14 @@ struct EarlyCopy {
     is_claimed: bool,
 }
 
-/// Makes a spawned entity with a key an early copy; in a replay, one that is there already is kept instead.
+/// Makes a spawned entity with a key an early copy; one that is there already is kept instead.
+///
+/// In a replay, that one begins again as the new one is, unless the server's entity has come: what that was in the
+/// ticks that the server tells of is not predicted any more.
 fn notice_early_copy(
     added: On<Add, SpawnKey>,
     keys: Query<&SpawnKey, Without<Mirrored>>,
+    entities: Query<()>,
     mut copies: ResMut<EarlyCopies>,
     registry: Res<Registry>,
     tick: Res<CurrentTick>,
@@ -486,11 +599,33 @@ fn notice_early_copy(
     let Ok(&key) = keys.get(added.entity) else {
         return;
     };
+    let fns: Vec<_> = registry
+        .components
+        .iter()
+        .map(|entry| entry.client.predict)
+        .collect();
+    let now = tick.0;
     if replaying.0 {
         copies.spawned_again.insert(key);
     }
-    if copies.by_key.contains_key(&key) {
-        commands.entity(added.entity).despawn();
+    let kept = copies.by_key.get(&key).copied();
+    // One that is gone already is spawned again by the replay, and ends again.
+    let kept =
+        kept.filter(|kept| kept.is_claimed || !replaying.0 || entities.contains(kept.entity));
+    if let Some(kept) = kept {
+        let new = added.entity;
+        let begins_again = replaying.0 && !kept.is_claimed;
+        commands.queue(move |world: &mut World| {
+            if begins_again {
+                for fns in fns {
+                    (fns.begin_again)(world, new, kept.entity, now);
+                }
+                if let Ok(mut kept) = world.get_entity_mut(kept.entity) {
+                    kept.insert(Simulated);
+                }
+            }
+            world.try_despawn(new).ok();
+        });
         return;
     }
     copies.by_key.insert(
@@ -500,12 +635,6 @@ fn notice_early_copy(
             is_claimed: false,
         },
     );
-    let fns: Vec<_> = registry
-        .components
-        .iter()
-        .map(|entry| entry.client.predict)
-        .collect();
-    let now = tick.0;
     commands
         .entity(added.entity)
         .insert((Predicted, Simulated))
@@ -527,8 +656,8 @@ pub(super) fn claim_early_copy(world: &mut World, key: SpawnKey) -> Option<Entit
         return None;
     }
     copy.is_claimed = true;
-    let entity = copy.entity;
-    world.get_entity(entity).is_ok().then_some(entity)
+    // It may have come to its end here already; the server's will, too.
+    Some(copy.entity)
 }
 
 /// Removes copies of entities that the server should have spawned by now and has not, and forgets old keys.
@@ -542,11 +671,12 @@ fn expire_early_copies(world: &mut World, mirror: &Mirror) {
         .resource_mut::<EarlyCopies>()
         .by_key
         .retain(|key, copy| {
-            if !copy.is_claimed && !key.tick.is_newer_than(complete) {
+            let is_old = now.distance_from(key.tick) >= MAX_HISTORY as i32;
+            if !copy.is_claimed && (is_old || !key.tick.is_newer_than(complete)) {
                 refuted.push(copy.entity);
                 return false;
             }
-            now.distance_from(key.tick) < MAX_HISTORY as i32
+            !is_old
         });
     for entity in refuted {
         world.try_despawn(entity).ok();

@@ -142,6 +142,8 @@ struct ReceiveWindow {
     newest_at: Duration,
     /// Bit *i*: `newest - i` was received; bit 0 is always set.
     bits: u32,
+    /// Bit *i*: `newest - i` was received too, but is not acknowledged.
+    withheld: u32,
 }
 
 impl Default for AckTracker {
@@ -216,6 +218,19 @@ impl AckTracker {
         self.handle_acks(now, header, &mut on_delivery);
         self.declare_lost(now, &mut on_delivery);
         self.note_received(now, header.seq)
+    }
+
+    /// Does not acknowledge a datagram after all, because what it carried was not used. A newer one must have arrived
+    /// before it: the newest is always acknowledged. It still counts as seen, so that a copy of it is a duplicate.
+    pub fn withhold(&mut self, seq: u16) {
+        let Some(window) = &mut self.received else {
+            return;
+        };
+        let back = window.newest.wrapping_sub(seq);
+        if (1..ACK_WINDOW).contains(&back) {
+            window.bits &= !(1 << back);
+            window.withheld |= 1 << back;
+        }
     }
 
     /// Smoothed round-trip time, without the time the other side waited before it answered;
@@ -317,12 +332,14 @@ impl AckTracker {
                 newest: seq,
                 newest_at: now,
                 bits: 1,
+                withheld: 0,
             });
             return Received::New;
         };
         if is_newer(seq, window.newest) {
             let ahead = u32::from(seq.wrapping_sub(window.newest));
             window.bits = window.bits.checked_shl(ahead).unwrap_or(0) | 1;
+            window.withheld = window.withheld.checked_shl(ahead).unwrap_or(0);
             window.newest = seq;
             window.newest_at = now;
             return Received::New;
@@ -332,7 +349,7 @@ impl AckTracker {
             return Received::TooOld;
         }
         let bit = 1 << back;
-        if window.bits & bit != 0 {
+        if (window.bits | window.withheld) & bit != 0 {
             return Received::Duplicate;
         }
         window.bits |= bit;
@@ -341,7 +358,7 @@ impl AckTracker {
 }
 
 /// Whether `a` lies after `b`, the shorter way around.
-fn is_newer(a: u16, b: u16) -> bool {
+pub(crate) fn is_newer(a: u16, b: u16) -> bool {
     a.wrapping_sub(b).cast_signed() > 0
 }
 

@@ -35,7 +35,9 @@ impl Plugin for SessionPlugin {
         app.insert_resource(SessionSettings(self.config.clone()))
             .init_resource::<ServerStats>()
             .init_resource::<ListenAddresses>()
+            .init_resource::<Departures>()
             .add_systems(PreUpdate, receive.in_set(TandemSystems::Receive))
+            .add_systems(PostUpdate, end_departing.before(TandemSystems::Collect))
             .add_systems(Last, shut_down.run_if(on_message::<AppExit>))
             .add_observer(kick);
     }
@@ -119,6 +121,13 @@ impl Links {
         for transport in &mut self.transports {
             transport.flush(now);
         }
+    }
+
+    /// A number for a new session.
+    pub fn allocate_session(&mut self) -> SessionId {
+        let id = SessionId(self.next_session);
+        self.next_session += 1;
+        id
     }
 
     /// Says why, and closes.
@@ -222,25 +231,26 @@ fn receive_from_session(
         return Ok(());
     };
     link.last_heard = now;
-    let (mut goodbye, mut bad_inputs) = (None, false);
+    let (mut goodbye, mut broken) = (None, None);
     link.peer
         .receive(
             now,
             datagram,
             |seq| outgoing.view.handle_ack(seq),
             |kind, body| match kind {
-                ChunkKind::Inputs => bad_inputs |= inputs.buffer.receive(tick, body).is_err(),
+                ChunkKind::Inputs => {
+                    if inputs.buffer.receive(tick, body).is_err() {
+                        broken = Some("malformed inputs");
+                    }
+                }
                 ChunkKind::Goodbye => goodbye = Some(DisconnectReason::ClientLeft),
-                // Only a server sends snapshots.
-                ChunkKind::Snapshot => bad_inputs = true,
+                ChunkKind::Snapshot => broken = Some("only a server sends snapshots"),
                 ChunkKind::Renet => {}
             },
         )
         .map_err(|violation| DisconnectReason::ProtocolViolation(violation.to_string()))?;
-    if bad_inputs {
-        return Err(DisconnectReason::ProtocolViolation(
-            "malformed inputs".into(),
-        ));
+    if let Some(violation) = broken {
+        return Err(DisconnectReason::ProtocolViolation(violation.into()));
     }
     if let Some(reason) = goodbye {
         return Err(reason);
@@ -371,8 +381,7 @@ fn welcome(
     hello: Hello,
 ) {
     let tick = world.resource::<CurrentTick>().0;
-    let id = SessionId(links.next_session);
-    links.next_session += 1;
+    let id = links.allocate_session();
     let tick_rate_hz = 1.0 / world.resource::<Time<Fixed>>().timestep().as_secs_f64();
     send_control(
         &mut greeting.peer,
@@ -440,14 +449,16 @@ fn end_session(
     session: Entity,
     reason: DisconnectReason,
 ) {
-    let Some(mut link) = world
-        .get_entity_mut(session)
-        .ok()
-        .and_then(|mut entity| entity.take::<Link>())
-    else {
+    let Ok(mut entity) = world.get_entity_mut(session) else {
         return;
     };
-    links.close(now, link.id, &mut link.peer, &reason);
+    if !entity.contains::<Session>() {
+        return;
+    }
+    // The player of a listen server has none.
+    if let Some(mut link) = entity.take::<Link>() {
+        links.close(now, link.id, &mut link.peer, &reason);
+    }
     debug!("session {session} has left: {reason}");
     world.trigger(SessionLeft {
         entity: session,
@@ -458,19 +469,31 @@ fn end_session(
     }
 }
 
-fn kick(kick: On<Kick>, mut commands: Commands) {
-    let Kick { session, reason } = kick.event().clone();
-    commands.queue(move |world: &mut World| {
-        let now = world.resource::<Time<Real>>().elapsed();
-        world.resource_scope(|world, mut links: Mut<Links>| {
-            end_session(
-                world,
-                &mut links,
-                now,
-                session,
-                DisconnectReason::Kicked(reason),
-            );
-        });
+/// Sessions to be ended, and why. Not at once: the game may ask for it while links are being served.
+#[derive(Resource, Default)]
+pub(crate) struct Departures(Vec<(Entity, DisconnectReason)>);
+
+impl Departures {
+    /// Ends a session before the next snapshots are collected.
+    pub fn add(&mut self, session: Entity, reason: DisconnectReason) {
+        self.0.push((session, reason));
+    }
+}
+
+fn kick(kick: On<Kick>, mut departures: ResMut<Departures>) {
+    departures.add(kick.session, DisconnectReason::Kicked(kick.reason.clone()));
+}
+
+fn end_departing(world: &mut World) {
+    if world.resource::<Departures>().0.is_empty() {
+        return;
+    }
+    let departures = std::mem::take(&mut world.resource_mut::<Departures>().0);
+    let now = world.resource::<Time<Real>>().elapsed();
+    world.resource_scope(|world, mut links: Mut<Links>| {
+        for (session, reason) in departures {
+            end_session(world, &mut links, now, session, reason);
+        }
     });
 }
 
@@ -478,7 +501,8 @@ fn kick(kick: On<Kick>, mut commands: Commands) {
 fn shut_down(world: &mut World) {
     let now = world.resource::<Time<Real>>().elapsed();
     world.resource_scope(|world, mut links: Mut<Links>| {
-        let sessions: Vec<_> = links.sessions.values().copied().collect();
+        let mut sessions = world.query_filtered::<Entity, With<Session>>();
+        let sessions: Vec<_> = sessions.iter(world).collect();
         for session in sessions {
             end_session(
                 world,

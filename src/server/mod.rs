@@ -23,7 +23,7 @@ pub use links::{ClientAddress, LinkStats, SessionPlugin};
 pub use messages::MessagePlugin;
 pub use send::SendPlugin;
 
-pub(crate) use links::{Links, RESYNC_REQUEST};
+pub(crate) use links::{Departures, Links, RESYNC_REQUEST};
 
 /// What a server can be told. Every field has a default.
 #[derive(Clone)]
@@ -172,7 +172,7 @@ impl ServerApp for App {
 pub struct ServerStats {
     /// Bytes and datagrams, of all transports together.
     pub transport: TransportStats,
-    /// Sessions now.
+    /// Sessions with a link now: not the local player of a [listen server](crate::host).
     pub sessions: usize,
     /// Most sessions at a time.
     pub sessions_peak: usize,

@@ -1,0 +1,214 @@
+//! A server whose own player takes part: a listen server.
+//!
+//! [`HostPlugin`], next to [`TandemServerPlugins`](crate::server::TandemServerPlugins), gives the app that is the
+//! server a player of its own: a session without a link, for which nothing is sent. The game sees the same as on
+//! either side of a network: `SessionJoined` fires for it, [`LocalInput`](crate::input::LocalInput) steers what it
+//! [owns](OwnedBy), [`ToServer`] arrives as [`FromClient`] and [`ToClients`] as [`FromServer`], and
+//! [`Connection`] says that it is connected.
+//!
+//! ```no_run
+//! # use bevy::prelude::*;
+//! use bevy_tandem::prelude::*;
+//!
+//! # fn game(_: &mut App) {}
+//! let mut app = App::new();
+//! app.add_plugins((
+//!     DefaultPlugins,
+//!     TandemServerPlugins::listen("0.0.0.0:5000"),
+//!     HostPlugin { name: "Ada".into() },
+//!     game,
+//! ));
+//! app.run();
+//! ```
+//!
+//! What differs from a client: the server's entities are there themselves, so nothing is predicted or interpolated,
+//! nobody has `Predicted` or `Interpolated`, and what is drawn moves in ticks. The player has no latency, which others
+//! may find unfair, and the match ends with their app. Where that matters, run the server as an app of its own and let
+//! the player connect to it.
+
+use bevy::prelude::*;
+
+use crate::client::{
+    ClientStats, Connected, Connection, ConnectionState, Disconnect, Disconnected,
+};
+use crate::message::{FromClient, FromServer, NetMessage, Target, ToClients, ToServer};
+use crate::protocol::handshake::{DisconnectReason, is_valid_name};
+use crate::registry::Registry;
+use crate::replication::{Owned, OwnedBy, Owns};
+use crate::rooms::InRoom;
+use crate::schedule::TandemSystems;
+use crate::server::{Departures, Links};
+use crate::session::{Session, SessionJoined, SessionLeft};
+
+/// Gives a server app a local player, from the end of [`Startup`] on.
+#[derive(Clone, Debug)]
+pub struct HostPlugin {
+    /// What the player is called: 1 to 32 characters, no control characters. Another name is replaced by "Host".
+    pub name: String,
+}
+
+impl Default for HostPlugin {
+    fn default() -> Self {
+        Self {
+            name: DEFAULT_NAME.into(),
+        }
+    }
+}
+
+const DEFAULT_NAME: &str = "Host";
+
+impl Plugin for HostPlugin {
+    fn build(&self, app: &mut App) {
+        let name = if is_valid_name(&self.name) {
+            self.name.clone()
+        } else {
+            warn!(
+                "`{}` is not a possible name: {}",
+                self.name.escape_debug(),
+                DisconnectReason::InvalidName
+            );
+            DEFAULT_NAME.into()
+        };
+        app.init_resource::<Connection>()
+            .init_resource::<ClientStats>()
+            .add_systems(PostStartup, move |world: &mut World| join(world, &name))
+            .add_systems(FixedPreUpdate, steer.in_set(TandemSystems::Sample))
+            .add_observer(mark_owned)
+            .add_observer(unmark_disowned)
+            .add_observer(leave)
+            .add_observer(note_end);
+    }
+
+    fn finish(&self, app: &mut App) {
+        Registry::freeze(app);
+        let registry = app.world().resource::<Registry>();
+        let (inputs, messages) = (registry.inputs.clone(), registry.messages.clone());
+        for entry in inputs.iter() {
+            (entry.install_local)(app);
+        }
+        for entry in messages.iter() {
+            (entry.install_host)(app);
+        }
+    }
+}
+
+/// The local player's session, while it lasts.
+#[derive(Resource, Clone, Copy)]
+struct Host(Entity);
+
+fn join(world: &mut World, name: &str) {
+    let id = world.resource_mut::<Links>().allocate_session();
+    let name = name.to_owned();
+    let session = world.spawn(Session { id, name }).id();
+    world.insert_resource(Host(session));
+    world
+        .resource_mut::<Connection>()
+        .set(ConnectionState::Connected { session: id });
+    world.trigger(Connected { session: id });
+    world.trigger(SessionJoined { entity: session });
+}
+
+/// Samples the local player's inputs and puts them on what they own, checked like everybody's.
+fn steer(world: &mut World, mut bytes: Local<Vec<u8>>) {
+    let Some(&Host(session)) = world.get_resource::<Host>() else {
+        return;
+    };
+    let Some(owned) = world.get::<Owns>(session) else {
+        return;
+    };
+    let owned: Vec<_> = owned.iter().collect();
+    world.resource_scope(|world, registry: Mut<Registry>| {
+        for entry in registry.inputs.iter() {
+            bytes.clear();
+            (entry.sample)(world, &mut bytes);
+            if let Err(error) = (entry.apply)(world, &owned, &bytes) {
+                error_once!("an input cannot be read back: {error}");
+            }
+        }
+    });
+}
+
+fn mark_owned(
+    owned: On<Insert, OwnedBy>,
+    owners: Query<&OwnedBy>,
+    host: Option<Res<Host>>,
+    mut commands: Commands,
+) {
+    let mut entity = commands.entity(owned.entity);
+    match (owners.get(owned.entity), host) {
+        (Ok(owner), Some(host)) if owner.0 == host.0 => entity.try_insert(Owned),
+        _ => entity.try_remove::<Owned>(),
+    };
+}
+
+fn unmark_disowned(disowned: On<Remove, OwnedBy>, mut commands: Commands) {
+    commands.entity(disowned.entity).try_remove::<Owned>();
+}
+
+fn leave(_: On<Disconnect>, host: Option<Res<Host>>, mut departures: ResMut<Departures>) {
+    if let Some(host) = host {
+        departures.add(host.0, DisconnectReason::ClientLeft);
+    }
+}
+
+/// The session has ended: by the player, a kick, or with the server.
+fn note_end(
+    left: On<SessionLeft>,
+    host: Option<Res<Host>>,
+    mut connection: ResMut<Connection>,
+    mut commands: Commands,
+) {
+    if host.is_some_and(|host| host.0 == left.entity) {
+        let reason = left.reason.clone();
+        connection.set(ConnectionState::Disconnected {
+            reason: Some(reason.clone()),
+        });
+        commands.remove_resource::<Host>();
+        commands.trigger(Disconnected { reason });
+    }
+}
+
+/// Lets messages of a type reach the local player, and theirs the game.
+pub(crate) fn install<M: NetMessage>(app: &mut App) {
+    app.add_message::<ToServer<M>>()
+        .add_message::<FromServer<M>>()
+        .add_systems(
+            PreUpdate,
+            (hand_in::<M>, hand_out::<M>).in_set(TandemSystems::Receive),
+        );
+}
+
+fn hand_in<M: NetMessage>(
+    mut messages: MessageReader<ToServer<M>>,
+    mut received: MessageWriter<FromClient<M>>,
+    host: Option<Res<Host>>,
+) {
+    for ToServer(message) in messages.read() {
+        if let Some(host) = &host {
+            received.write(FromClient {
+                session: host.0,
+                message: message.clone(),
+            });
+        }
+    }
+}
+
+fn hand_out<M: NetMessage>(
+    mut messages: MessageReader<ToClients<M>>,
+    mut received: MessageWriter<FromServer<M>>,
+    host: Option<Res<Host>>,
+    rooms: Query<&InRoom>,
+) {
+    for ToClients { to, message } in messages.read() {
+        let Some(host) = &host else { continue };
+        let is_meant = match *to {
+            Target::All => true,
+            Target::Session(session) => session == host.0,
+            Target::AllExcept(session) => session != host.0,
+            Target::Room(room) => rooms.get(host.0).is_ok_and(|at| at.0 == room),
+        };
+        if is_meant {
+            received.write(FromServer(message.clone()));
+        }
+    }
+}
