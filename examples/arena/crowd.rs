@@ -99,7 +99,9 @@ impl Crowd {
             client.app.world_mut().trigger(Disconnect);
         }
         for _ in 0..5 {
-            self.clients.iter_mut().for_each(|client| client.app.update());
+            self.clients
+                .iter_mut()
+                .for_each(|client| client.app.update());
             thread::sleep(FRAME);
         }
     }
@@ -207,8 +209,10 @@ fn client(plan: &CrowdPlan, index: usize) -> App {
     app
 }
 
-/// Tells why a connection ended. Nobody does after [`Crowd::leave`], when the reason is the crowd's own.
+/// Says why a connection ended, unless this side ended it.
 fn mourn(disconnected: On<Disconnected>, mut losses: ResMut<Losses>) {
-    losses.0 += 1;
-    eprintln!("a bot was disconnected: {}", disconnected.reason);
+    if disconnected.reason != DisconnectReason::ClientLeft {
+        losses.0 += 1;
+        eprintln!("a bot was disconnected: {}", disconnected.reason);
+    }
 }

@@ -91,7 +91,8 @@ pub struct Health(pub u8);
 ///
 /// The server writes this the moment a ship is destroyed, long before it takes effect, so the owner predicts its own
 /// return in exactly the right tick. Until then the wreck is out of sight but still answers the helm: what the owner
-/// predicted before it heard of its end stays right, and there is nothing to correct.
+/// predicted before it heard of its end stays right, and there is nothing to correct. For the same reason this is not
+/// itself predicted: nobody could have foreseen it, and news of the future need no replay of the past.
 #[derive(Component, Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Respawn {
     pub at: Tick,
@@ -161,7 +162,7 @@ pub fn game(app: &mut App) {
         ))
         .predict();
     app.replicate::<Gun>().predict();
-    app.replicate::<Respawn>().predict();
+    app.replicate::<Respawn>();
     app.replicate::<Bullet>().predict();
     app.replicate::<Ship>();
     app.replicate::<Health>().interpolate_step();
@@ -195,7 +196,9 @@ fn steer(
 ) {
     for (pilot, mut transform, mut velocity) in &mut ships {
         let wanted = pilot.direction() * SHIP_SPEED;
-        let mut speed = velocity.0.move_towards(wanted, ACCELERATION * time.delta_secs());
+        let mut speed = velocity
+            .0
+            .move_towards(wanted, ACCELERATION * time.delta_secs());
         let mut position = transform.translation.truncate() + speed * time.delta_secs();
         map::push_out(&mut position, &mut speed, SHIP_RADIUS);
 
@@ -376,7 +379,11 @@ mod tests {
         let pilot = |keys| Pilot { keys, aim: 0 }.direction();
         assert_eq!(pilot(Pilot::UP), Vec2::Y);
         assert_eq!(pilot(Pilot::LEFT | Pilot::FIRE), Vec2::NEG_X);
-        assert_eq!(pilot(Pilot::UP | Pilot::DOWN), Vec2::ZERO, "opposites cancel");
+        assert_eq!(
+            pilot(Pilot::UP | Pilot::DOWN),
+            Vec2::ZERO,
+            "opposites cancel"
+        );
         let diagonal = pilot(Pilot::UP | Pilot::RIGHT).length();
         assert!((diagonal - 1.0).abs() < 1e-6, "diagonals are no faster");
     }
