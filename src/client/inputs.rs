@@ -2,6 +2,7 @@
 
 use bevy::prelude::*;
 
+use super::stats::ClientStats;
 use crate::protocol::input::InputHistory;
 use crate::registry::Registry;
 use crate::replication::Owned;
@@ -62,6 +63,7 @@ fn sample(
                 error_once!("the inputs of a tick cannot be sent: {error}");
                 return;
             }
+            world.resource_mut::<ClientStats>().inputs_sent += 1;
         }
         entities.clear();
         entities.extend(owned.iter(world));
