@@ -161,7 +161,9 @@ impl Mirror {
 
     /// The predicted ones.
     pub fn predicted(&self) -> impl Iterator<Item = (NetId, &Local)> {
-        self.predicted.iter().filter_map(|&net| Some((net, self.locals.get(&net)?)))
+        self.predicted
+            .iter()
+            .filter_map(|&net| Some((net, self.locals.get(&net)?)))
     }
 
     /// A prediction was compared with the server's state of this tick.
