@@ -8,7 +8,7 @@ use super::interpolate::{self, Playhead};
 use super::predict::{self, PredictionFns};
 use super::stats::ClientStats;
 use crate::protocol::layout::{ComponentId, Layouts, Meta, NetId, PredictedBy};
-use crate::protocol::replica::{Change, Replica, SnapshotError, Taken, ValueRef};
+use crate::protocol::replica::{Change, Replica, ReplicaEntity, SnapshotError, Taken, ValueRef};
 use crate::registry::{ComponentRule, Registry};
 use crate::replication::{Interpolated, Owned, Owner, Predicted, Replicated, Simulated, SpawnKey};
 use crate::schedule::{CurrentTick, TandemSystems};
@@ -32,7 +32,7 @@ impl Plugin for ReplicationPlugin {
     fn finish(&self, app: &mut App) {
         let layouts = Registry::freeze(app);
         app.insert_resource(Mirror::new(layouts));
-        for entry in app.world().resource::<Registry>().components.clone() {
+        for entry in app.world().resource::<Registry>().components.clone().iter() {
             (entry.install_client)(app);
         }
     }
@@ -487,12 +487,12 @@ fn set_role(world: &mut World, mirror: &mut Mirror, net: NetId, tick: Tick) {
         None => entity.remove::<Owner>(),
     };
     if is_owned {
-        for input in inputs {
+        for input in inputs.iter() {
             (input.insert_default)(&mut entity);
         }
         entity.insert(Owned);
     } else if entity.contains::<Owned>() {
-        for input in inputs {
+        for input in inputs.iter() {
             (input.remove)(&mut entity);
         }
         entity.remove::<Owned>();
@@ -519,7 +519,7 @@ fn set_role(world: &mut World, mirror: &mut Mirror, net: NetId, tick: Tick) {
             .replica
             .entity(net)
             .into_iter()
-            .flat_map(|entity| entity.values());
+            .flat_map(ReplicaEntity::values);
         let retold: Vec<_> = values
             .map(|(component, _)| Change::Set(net, component))
             .collect();
