@@ -17,8 +17,8 @@ use bevy::prelude::*;
 ///     fn blend(&self, to: &Self, t: f32) -> Self {
 ///         Self(self.0.blend(&to.0, t))
 ///     }
-///     fn distance(&self, to: &Self) -> f32 {
-///         self.0.distance(to.0)
+///     fn separation(&self, to: &Self) -> f32 {
+///         self.0.separation(&to.0)
 ///     }
 ///     fn offset(&self, from: &Self, to: &Self, weight: f32) -> Self {
 ///         Self(self.0.offset(&from.0, &to.0, weight))
@@ -31,7 +31,7 @@ pub trait Blend: Clone {
     fn blend(&self, to: &Self, t: f32) -> Self;
 
     /// How far apart two values are, in the units of the game's world.
-    fn distance(&self, to: &Self) -> f32;
+    fn separation(&self, to: &Self) -> f32;
 
     /// This value moved by a share `weight` of the difference between two others.
     ///
@@ -45,7 +45,7 @@ impl Blend for f32 {
         self + (to - self) * t
     }
 
-    fn distance(&self, to: &Self) -> f32 {
+    fn separation(&self, to: &Self) -> f32 {
         (to - self).abs()
     }
 
@@ -61,7 +61,7 @@ macro_rules! blend_vectors {
                 *self + (*to - *self) * t
             }
 
-            fn distance(&self, to: &Self) -> f32 {
+            fn separation(&self, to: &Self) -> f32 {
                 <$vector>::distance(*self, *to)
             }
 
@@ -79,7 +79,7 @@ impl Blend for Quat {
         self.slerp(*to, t)
     }
 
-    fn distance(&self, to: &Self) -> f32 {
+    fn separation(&self, to: &Self) -> f32 {
         self.angle_between(*to)
     }
 
@@ -93,7 +93,7 @@ impl Blend for Rot2 {
         self.slerp(*to, t)
     }
 
-    fn distance(&self, to: &Self) -> f32 {
+    fn separation(&self, to: &Self) -> f32 {
         self.angle_to(*to).abs()
     }
 
@@ -112,7 +112,7 @@ impl Blend for Transform {
         }
     }
 
-    fn distance(&self, to: &Self) -> f32 {
+    fn separation(&self, to: &Self) -> f32 {
         self.translation.distance(to.translation)
     }
 
@@ -144,10 +144,10 @@ mod tests {
     #[test]
     fn a_blend_starts_and_ends_at_its_values() {
         let (a, b) = (Rot2::degrees(170.0), Rot2::degrees(-170.0));
-        assert!(a.blend(&b, 0.0).distance(&a) < 1e-5);
-        assert!(a.blend(&b, 1.0).distance(&b) < 1e-5);
+        assert!(a.blend(&b, 0.0).separation(&a) < 1e-5);
+        assert!(a.blend(&b, 1.0).separation(&b) < 1e-5);
         assert!(
-            a.blend(&b, 0.5).distance(&Rot2::degrees(180.0)) < 1e-4,
+            a.blend(&b, 0.5).separation(&Rot2::degrees(180.0)) < 1e-4,
             "the shorter way"
         );
     }

@@ -348,7 +348,7 @@ impl<C: Component<Mutability = Mutable> + Clone> Interpolation<C> {
 impl<C: Component<Mutability = Mutable> + Blend> Interpolation<C> {
     fn linear() -> Self {
         let blend = BlendFns {
-            distance: C::distance,
+            distance: C::separation,
             offset: C::offset,
         };
         let install = client::interpolate::install_linear::<C>;
@@ -470,7 +470,7 @@ impl<C: Component + Clone> ComponentRule<C> {
 
     /// What must be the same on both sides.
     fn describe(&self) -> String {
-        let mut text = format!("component {}", type_name::<C>());
+        let mut text = format!("component {}", without_crates(type_name::<C>()));
         if let Codec::Quantized { fields, .. } = &self.codec {
             let widths: Vec<_> = fields
                 .iter()
@@ -586,11 +586,11 @@ impl Registry {
         let inputs = registry
             .inputs
             .iter()
-            .map(|entry| format!("input {}", entry.name));
+            .map(|entry| format!("input {}", without_crates(entry.name)));
         let messages = registry
             .messages
             .iter()
-            .map(|entry| format!("message {} on {:?}", entry.name, entry.channel));
+            .map(|entry| format!("message {} on {:?}", without_crates(entry.name), entry.channel));
         components.chain(inputs).chain(messages).collect()
     }
 
@@ -667,3 +667,14 @@ where
         set,
     });
 }
+/// A type's name without the crates in it.
+///
+/// Server and client are often two binaries that share a module, and each is a crate of its own: their
+/// `server::game::Health` and `client::game::Health` are one type to the protocol.
+fn without_crates(type_name: &str) -> String {
+    type_name
+        .split_inclusive(['<', '>', '(', ')', '[', ']', ',', ';', '&', ' '])
+        .map(|path| path.split_once("::").map_or(path, |(_, rest)| rest))
+        .collect()
+}
+

@@ -73,8 +73,8 @@ fn think(
             let there = transform.translation.truncate();
             (there, velocity.map_or(Vec2::ZERO, |velocity| velocity.0))
         })
-        .filter(|(there, _)| there.distance(here) < SIGHT && map::is_clear(here, *there))
-        .min_by(|(a, _), (b, _)| a.distance_squared(here).total_cmp(&b.distance_squared(here)));
+        .filter(|&(there, _)| here.distance(there) < SIGHT && map::is_clear(here, there))
+        .min_by(|&(a, _), &(b, _)| here.distance(a).total_cmp(&here.distance(b)));
 
     brain.walk(here, target.map(|(there, _)| there));
     input.0.keys = brain.keys;

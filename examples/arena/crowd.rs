@@ -56,7 +56,7 @@ struct Client {
     next_sample_at: Instant,
 }
 
-/// Connections this client lost.
+/// Connections this client lost, or failed to make.
 #[derive(Resource, Default)]
 struct Losses(u64);
 
@@ -201,8 +201,14 @@ fn client(plan: &CrowdPlan, index: usize) -> App {
         },
     ))
     .init_resource::<Losses>()
-    .add_observer(|_: On<Disconnected>, mut losses: ResMut<Losses>| losses.0 += 1);
+    .add_observer(mourn);
     app.finish();
     app.cleanup();
     app
+}
+
+/// Tells why a connection ended. Nobody does after [`Crowd::leave`], when the reason is the crowd's own.
+fn mourn(disconnected: On<Disconnected>, mut losses: ResMut<Losses>) {
+    losses.0 += 1;
+    eprintln!("a bot was disconnected: {}", disconnected.reason);
 }

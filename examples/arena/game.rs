@@ -74,7 +74,7 @@ pub struct Ship {
 }
 
 /// Units per second.
-#[derive(Component, Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Component, Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Velocity(pub Vec2);
 
 /// When the gun may fire again.

@@ -1,5 +1,8 @@
 //! The arena: a fixed map that both sides know, so nothing of it is replicated.
 
+// Each program uses its part of this.
+#![allow(dead_code)]
+
 use bevy::math::{IVec2, Vec2};
 
 /// `#` is wall, `o` a place to appear. The same when turned by half, so that nobody is luckier.
