@@ -233,7 +233,7 @@
 //!
 //! ## Messages
 //!
-//! What is an event and not a state goes as a [message](message), registered with its
+//! What is an event and not a state goes as a [message], registered with its
 //! [`Channel`](message::Channel). Both sides use Bevy's own readers and writers.
 //!
 //! ```
