@@ -5,13 +5,13 @@
 //! game says which components travel and which inputs there are; its rules are ordinary Bevy systems that run on both
 //! sides.
 //!
-//! - [Two windows in five minutes](#two-windows-in-five-minutes): a first game, from `cargo new` on.
+//! - [Two windows](#two-windows): a first game, from `cargo new` on.
 //! - [Concepts](#concepts): what to know before the second one.
 //! - [`TandemApp`] registers components and inputs, [`Protocol`](registry::Protocol) messages.
 //!   [`TandemServerPlugins`] and [`TandemClientPlugins`] do the rest.
 //! - `ARCHITECTURE.md` in the repository tells how it works and why it is built so.
 //!
-//! # Two windows in five minutes
+//! # Two windows
 //!
 //! You need Rust 1.95, a C compiler, and what [Bevy needs on your system]. Make a project:
 //!
@@ -131,12 +131,13 @@
 //! cargo run
 //! ```
 //!
-//! Each window has a square that follows the arrow keys, and shows the other's. Close one: its square goes.
+//! The server prints nothing. Each window has a square that follows the arrow keys, and shows the other's. Close one:
+//! its square goes.
 //!
-//! **Did it not work?** With other registrations on the two sides, the client is refused with an error that names the
-//! first difference: observe [`Disconnected`](client::Disconnected) to show it. An address in use ends the server with
-//! a line that says so. Nothing to see and no error: is the component that you draw by registered, and its entity
-//! [`Replicated`](replication::Replicated)?
+//! **Did it not work?** When the two sides have registered different things, the client is refused with an error that
+//! names the first difference: observe [`Disconnected`](client::Disconnected) to show it. When the address is in use,
+//! the server ends with a message that says so. Nothing to see and no error: is the component registered, and is the
+//! entity [`Replicated`](replication::Replicated)?
 //!
 //! **Try a bad network** before your players do:
 //! `TandemClientPlugins::connect(ADDRESS).conditioned(LinkConditions::mobile())` delays and loses datagrams in both
@@ -175,7 +176,7 @@
 //!
 //! A client's game writes [`LocalInput<I>`](input::LocalInput). It is sampled once per tick, sent until the server has
 //! it, and put on the entities that the player owns as [`Input<I>`](input::Input), on both sides in the same tick.
-//! Where an input is missing, the server repeats the last one for up to a second. It takes inputs only for what the
+//! Where an input is missing, the server repeats the last one. It takes inputs only for what the
 //! session [owns](replication::OwnedBy), and [`validate`](registry::InputRegistration::validate) lets it clamp what no
 //! honest client sends.
 //!
@@ -368,6 +369,13 @@
 //! The server bounds what a peer can make it do: datagrams per second, inputs ahead of time, message sizes, memory of
 //! unfinished messages. What a correct client cannot have sent ends the connection. What it cannot judge is your
 //! game's: validate inputs and messages.
+//!
+//! # Cargo features
+//!
+//! None is on by default.
+//!
+//! - `testing`: `TestNet`. Turn it on in `[dev-dependencies]`.
+//! - `render`: what the rendered examples of this repository need of Bevy. Games choose their own.
 //!
 //! [Bevy needs on your system]: https://github.com/bevyengine/bevy/blob/main/docs/linux_dependencies.md
 //! [`TandemApp`]: registry::TandemApp
