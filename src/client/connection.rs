@@ -234,6 +234,7 @@ fn receive_datagrams(
     stats.transport = transport.stats();
     stats.rtt = peer.acks.rtt().unwrap_or_default();
     stats.jitter = peer.acks.jitter().unwrap_or_default();
+    stats.loss = peer.acks.loss_ratio();
     match (farewell, transport.state()) {
         (Some(reason), _) => Err(reason),
         (None, ClientLinkState::Closed(reason)) => Err(match reason.clone() {

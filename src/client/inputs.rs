@@ -2,6 +2,7 @@
 
 use bevy::prelude::*;
 
+use super::stats::ClientStats;
 use crate::protocol::input::InputHistory;
 use crate::registry::Registry;
 use crate::replication::Owned;
@@ -19,7 +20,7 @@ impl Plugin for InputPlugin {
 
     fn finish(&self, app: &mut App) {
         Registry::freeze(app);
-        for entry in app.world().resource::<Registry>().inputs.clone() {
+        for entry in app.world().resource::<Registry>().inputs.clone().iter() {
             (entry.install_local)(app);
         }
     }
@@ -51,7 +52,7 @@ fn sample(
                 None => return,
             }
         } else {
-            for entry in &registry.inputs {
+            for entry in registry.inputs.iter() {
                 (entry.sample)(world, &mut bytes);
             }
             if let Err(error) = world
@@ -62,11 +63,12 @@ fn sample(
                 error_once!("the inputs of a tick cannot be sent: {error}");
                 return;
             }
+            world.resource_mut::<ClientStats>().inputs_sent += 1;
         }
         entities.clear();
         entities.extend(owned.iter(world));
         let mut rest = &bytes[..];
-        for entry in &registry.inputs {
+        for entry in registry.inputs.iter() {
             match (entry.apply)(world, &entities, rest) {
                 Ok(tail) => rest = tail,
                 Err(error) => {

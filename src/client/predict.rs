@@ -14,7 +14,7 @@ use bevy::app::FixedMain;
 use bevy::platform::collections::{HashMap, HashSet};
 use bevy::prelude::*;
 
-use super::apply::{Local, Mirror, Mirrored, Role};
+use super::apply::{Local, Mirror, Mirrored};
 use super::smooth;
 use super::stats::ClientStats;
 use crate::protocol::layout::{ComponentId, NetId};
@@ -336,11 +336,11 @@ fn find_mistakes(
     let mut mistakes: Option<Mistakes> = None;
     let mut errors = Vec::new();
     let mut checked = Vec::new();
-    for (&net, local) in mirror.locals().iter() {
+    for (net, local) in mirror.predicted() {
         let Some(confirmed) = mirror.replica().confirmed(net) else {
             continue;
         };
-        if local.role != Role::Predicted || local.checked == Some(confirmed) {
+        if local.checked == Some(confirmed) {
             continue;
         }
         checked.push((net, confirmed));
@@ -368,10 +368,7 @@ fn find_mistakes(
         }
     }
     for (net, confirmed) in checked {
-        if let Some(local) = mirror.locals_mut().get_mut(&net) {
-            local.checked = Some(confirmed);
-            local.is_fresh = false;
-        }
+        mirror.note_checked(net, confirmed);
     }
     let mut stats = world.resource_mut::<ClientStats>();
     for error in errors {

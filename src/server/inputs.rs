@@ -53,7 +53,7 @@ fn apply_inputs(
     let entries = world.resource::<Registry>().inputs.clone();
     for (session, bytes, entities) in &steered[..used] {
         let mut rest = &bytes[..];
-        for entry in &entries {
+        for entry in entries.iter() {
             match (entry.apply)(world, entities, rest) {
                 Ok(tail) => rest = tail,
                 Err(error) => {
@@ -70,7 +70,7 @@ fn take_over(owned: On<Insert, OwnedBy>, mut commands: Commands) {
     commands.queue(move |world: &mut World| {
         let entries = world.resource::<Registry>().inputs.clone();
         if let Ok(mut entity) = world.get_entity_mut(entity) {
-            for entry in entries {
+            for entry in entries.iter() {
                 (entry.insert_default)(&mut entity);
             }
         }
@@ -85,7 +85,7 @@ fn let_go(disowned: On<Remove, OwnedBy>, mut commands: Commands) {
         if let Ok(mut entity) = world.get_entity_mut(entity)
             && !entity.contains::<OwnedBy>()
         {
-            for entry in entries {
+            for entry in entries.iter() {
                 (entry.remove)(&mut entity);
             }
         }
