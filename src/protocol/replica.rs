@@ -191,13 +191,11 @@ impl Replica {
         }
         let complete = input.read_bit()?;
         for net in gone {
-            // What left one place may have entered another, in whichever order they are told.
+            // What left one place may have entered another, in whichever order they are told. Values that came early
+            // stay: they may be for when it comes back.
             let stays = |entity: &ReplicaEntity| entity.mentioned == header.tick;
-            if !self.entities.get(&net).is_some_and(stays) {
-                if self.entities.remove(&net).is_some() {
-                    changes.push(Change::Despawned(net));
-                }
-                self.forget_early(|early| early.net == net);
+            if !self.entities.get(&net).is_some_and(stays) && self.entities.remove(&net).is_some() {
+                changes.push(Change::Despawned(net));
             }
         }
         self.newest = Some(header.tick);
@@ -214,37 +212,26 @@ impl Replica {
             .entities
             .get_mut(&key.0)
             .and_then(|entity| entity.value_mut(key.1));
-        match slot {
-            Some(Value::Bytes { version, .. }) if *version == Some(value.version) => {}
-            Some(slot) if slot.awaits(value.version) => {
-                *slot = Value::Bytes {
-                    bytes: value.bytes,
-                    version: Some(value.version),
-                };
-                changes.push(Change::Set(key.0, key.1));
-            }
-            _ => {
-                self.forget_early(|early| (early.net, early.component) == key);
-                self.early_bytes += held_bytes(&value);
-                self.early.push_back(value);
-                while self.early_bytes > MAX_EARLY_BYTES
-                    && let Some(oldest) = self.early.pop_front()
-                {
-                    self.early_bytes -= held_bytes(&oldest);
-                }
-            }
+        if let Some(slot) = slot
+            && matches!(slot, Value::Awaited { version } if *version == value.version)
+        {
+            *slot = Value::Bytes {
+                bytes: value.bytes,
+                version: Some(value.version),
+            };
+            changes.push(Change::Set(key.0, key.1));
+            return;
         }
-    }
-
-    fn forget_early(&mut self, mut is_meant: impl FnMut(&ApartValue) -> bool) {
-        let held = &mut self.early_bytes;
-        self.early.retain(|early| {
-            let goes = is_meant(early);
-            if goes {
-                *held -= held_bytes(early);
-            }
-            !goes
-        });
+        // Also one that is here already is kept: it is sent again for an entity that went and came back, and may
+        // overtake the snapshot in which it goes.
+        self.take_early(key.0, key.1);
+        self.early_bytes += held_bytes(&value);
+        self.early.push_back(value);
+        while self.early_bytes > MAX_EARLY_BYTES
+            && let Some(oldest) = self.early.pop_front()
+        {
+            self.early_bytes -= held_bytes(&oldest);
+        }
     }
 
     fn take_early(&mut self, net: NetId, component: ComponentId) -> Option<ApartValue> {
@@ -404,10 +391,6 @@ impl ReplicaEntity {
 impl Value {
     fn is_missing(&self) -> bool {
         self.newest().is_none() && !matches!(self, Self::Awaited { .. })
-    }
-
-    fn awaits(&self, wanted: u32) -> bool {
-        matches!(self, Self::Awaited { version } if *version == wanted)
     }
 
     fn newest(&self) -> Option<ValueRef<'_>> {

@@ -263,8 +263,11 @@ impl View {
     /// A value could not be sent as a message; its entity is sent again, with its large values.
     pub fn handle_unsent(&mut self, value: &ApartValue, now: Tick) {
         self.apart.remove(&value.net);
-        let is_gone = |known: &Exception| matches!(known.knowledge, Knowledge::Gone { .. });
-        if !self.exceptions.get(&value.net).is_some_and(is_gone) {
+        if !self
+            .exceptions
+            .get(&value.net)
+            .is_some_and(Exception::is_gone)
+        {
             self.except(value.net, Knowledge::Unknown, now);
         }
     }
@@ -286,9 +289,9 @@ impl View {
                 continue;
             }
             // The baseline may pass later snapshots any time, so none of them may lack it.
-            let is_in_all_since = exception.sent.is_some_and(|run| {
-                run.first <= sent.number && run.newest + 1 == self.next_number
-            });
+            let is_in_all_since = exception
+                .sent
+                .is_some_and(|run| run.first <= sent.number && run.newest + 1 == self.next_number);
             match &mut exception.knowledge {
                 Knowledge::Gone { .. } => drop(self.exceptions.remove(&net)),
                 _ if is_in_all_since && sent.tick == self.baseline => {
@@ -528,11 +531,15 @@ impl View {
             let partition = self.partitions[index];
             for net in pass.archive.tombstones_since(partition, self.baseline) {
                 // What moved to another partition that is seen is sent whole.
-                if !self.sees(pass.archive, net) {
-                    self.exceptions.remove(&net);
-                    self.apart.remove(&net);
-                    gone.push(net);
+                if self.sees(pass.archive, net) {
+                    continue;
                 }
+                // That it was left out of a snapshot before must not be forgotten.
+                if !self.exceptions.get(&net).is_some_and(Exception::is_gone) {
+                    self.exceptions.remove(&net);
+                }
+                self.apart.remove(&net);
+                gone.push(net);
             }
         }
         let mut is_all = true;
@@ -541,7 +548,7 @@ impl View {
             let Some(exception) = self.exceptions.get(&net) else {
                 continue;
             };
-            if !matches!(exception.knowledge, Knowledge::Gone { .. }) {
+            if !exception.is_gone() {
                 continue;
             }
             if self.sees(pass.archive, net) {
@@ -585,7 +592,7 @@ impl View {
             let Some(exception) = exceptions.get(&net) else {
                 return false;
             };
-            if matches!(exception.knowledge, Knowledge::Gone { .. }) {
+            if exception.is_gone() {
                 return true;
             }
             if exception.is_unsent() {
@@ -678,7 +685,7 @@ impl View {
             Some(known) if known.knowledge == Knowledge::Absent && known.is_unsent() => {
                 self.exceptions.remove(&net);
             }
-            Some(known) if matches!(known.knowledge, Knowledge::Gone { .. }) => {}
+            Some(known) if known.is_gone() => {}
             _ => {
                 self.apart.remove(&net);
                 let after = self.baseline.earliest(now - Ticks(1));
@@ -730,7 +737,10 @@ impl View {
                 continue;
             }
             handed_out.versions.retain(|(id, _)| *id != stored.id);
-            handed_out.versions.push(version);
+            // One that only goes apart for lack of room may be sent inline in between, without its version.
+            if bytes.len() > MAX_INLINE_BYTES {
+                handed_out.versions.push(version);
+            }
             apart.push(ApartValue {
                 net,
                 component: stored.id,
@@ -768,6 +778,10 @@ impl Exception {
     fn is_unsent(&self) -> bool {
         let is_whole = matches!(self.knowledge, Knowledge::Absent | Knowledge::Unknown);
         is_whole && self.sent.is_none()
+    }
+
+    fn is_gone(&self) -> bool {
+        matches!(self.knowledge, Knowledge::Gone { .. })
     }
 
     /// Sent so recently that the acknowledgement may still come.
