@@ -54,9 +54,16 @@ fn steer(mut squares: Query<(&Input<Steer>, &mut Transform), With<Simulated>>, t
 }
 
 fn spawn_square(joined: On<SessionJoined>, sessions: Query<&Session>, mut commands: Commands) {
-    let number = sessions.get(joined.entity).map_or(0, |session| session.id.0);
+    let number = sessions
+        .get(joined.entity)
+        .map_or(0, |session| session.id.0);
     let hue = number as f32 * 47.0 % 360.0;
-    commands.spawn((Replicated, OwnedBy(joined.entity), Transform::default(), Square { hue }));
+    commands.spawn((
+        Replicated,
+        OwnedBy(joined.entity),
+        Transform::default(),
+        Square { hue },
+    ));
 }
 
 fn spawn_camera(mut commands: Commands) {
@@ -73,6 +80,8 @@ fn read_keys(keys: Res<ButtonInput<KeyCode>>, mut steer: ResMut<LocalInput<Steer
 fn paint_squares(squares: Query<(Entity, &Square), Without<Sprite>>, mut commands: Commands) {
     for (entity, square) in &squares {
         let color = Color::hsl(square.hue, 0.8, 0.6);
-        commands.entity(entity).insert(Sprite::from_color(color, Vec2::splat(48.0)));
+        commands
+            .entity(entity)
+            .insert(Sprite::from_color(color, Vec2::splat(48.0)));
     }
 }

@@ -587,10 +587,13 @@ impl Registry {
             .inputs
             .iter()
             .map(|entry| format!("input {}", without_crates(entry.name)));
-        let messages = registry
-            .messages
-            .iter()
-            .map(|entry| format!("message {} on {:?}", without_crates(entry.name), entry.channel));
+        let messages = registry.messages.iter().map(|entry| {
+            format!(
+                "message {} on {:?}",
+                without_crates(entry.name),
+                entry.channel
+            )
+        });
         components.chain(inputs).chain(messages).collect()
     }
 
@@ -677,4 +680,3 @@ fn without_crates(type_name: &str) -> String {
         .map(|path| path.split_once("::").map_or(path, |(_, rest)| rest))
         .collect()
 }
-

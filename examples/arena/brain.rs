@@ -108,8 +108,7 @@ impl Brain {
             _ if along < -0.7 => negative,
             _ => 0,
         };
-        self.keys =
-            key(way.x, Pilot::RIGHT, Pilot::LEFT) | key(way.y, Pilot::UP, Pilot::DOWN);
+        self.keys = key(way.x, Pilot::RIGHT, Pilot::LEFT) | key(way.y, Pilot::UP, Pilot::DOWN);
     }
 
     /// A place in plain sight: around the target if there is one, else anywhere.
@@ -120,7 +119,8 @@ impl Brain {
                 None => here + self.direction() * (4.0 + 20.0 * self.rng.f32()),
             };
             // Not along a wall, where it would get stuck.
-            if map::is_clear(here, goal) && !map::is_wall(goal + (goal - here).normalize_or_zero()) {
+            if map::is_clear(here, goal) && !map::is_wall(goal + (goal - here).normalize_or_zero())
+            {
                 return goal;
             }
         }

@@ -99,7 +99,9 @@ impl Crowd {
             client.app.world_mut().trigger(Disconnect);
         }
         for _ in 0..5 {
-            self.clients.iter_mut().for_each(|client| client.app.update());
+            self.clients
+                .iter_mut()
+                .for_each(|client| client.app.update());
             thread::sleep(FRAME);
         }
     }

@@ -195,7 +195,9 @@ fn steer(
 ) {
     for (pilot, mut transform, mut velocity) in &mut ships {
         let wanted = pilot.direction() * SHIP_SPEED;
-        let mut speed = velocity.0.move_towards(wanted, ACCELERATION * time.delta_secs());
+        let mut speed = velocity
+            .0
+            .move_towards(wanted, ACCELERATION * time.delta_secs());
         let mut position = transform.translation.truncate() + speed * time.delta_secs();
         map::push_out(&mut position, &mut speed, SHIP_RADIUS);
 
@@ -376,7 +378,11 @@ mod tests {
         let pilot = |keys| Pilot { keys, aim: 0 }.direction();
         assert_eq!(pilot(Pilot::UP), Vec2::Y);
         assert_eq!(pilot(Pilot::LEFT | Pilot::FIRE), Vec2::NEG_X);
-        assert_eq!(pilot(Pilot::UP | Pilot::DOWN), Vec2::ZERO, "opposites cancel");
+        assert_eq!(
+            pilot(Pilot::UP | Pilot::DOWN),
+            Vec2::ZERO,
+            "opposites cancel"
+        );
         let diagonal = pilot(Pilot::UP | Pilot::RIGHT).length();
         assert!((diagonal - 1.0).abs() < 1e-6, "diagonals are no faster");
     }

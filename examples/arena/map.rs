@@ -98,7 +98,8 @@ fn tiles(kind: u8) -> impl Iterator<Item = Vec2> {
 fn is_wall_tile(tile: IVec2) -> bool {
     let kind = |row: &[u8; COLUMNS]| row.get(usize::try_from(tile.x).ok()?).copied();
     let row = usize::try_from(tile.y).ok().and_then(|y| MAP.get(y));
-    row.and_then(|row| kind(row)).is_none_or(|kind| kind == b'#')
+    row.and_then(|row| kind(row))
+        .is_none_or(|kind| kind == b'#')
 }
 
 /// Columns count from the left, rows from the top, as the map is written.

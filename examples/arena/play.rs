@@ -37,15 +37,15 @@ const BOTS: usize = 6;
 fn main() -> AppExit {
     let options = args::or_fail(Options::parse(Parser::from_env()));
     if !has_display() {
-        args::fail("there is no display (neither DISPLAY nor WAYLAND_DISPLAY is set); `cargo serve` needs none");
+        args::fail(
+            "there is no display (neither DISPLAY nor WAYLAND_DISPLAY is set); `cargo serve` needs none",
+        );
     }
     let server = options.connect.unwrap_or_else(host_match);
 
     let mut app = App::new();
     app.add_plugins((
-        DefaultPlugins
-            .set(view::window())
-            .set(view::assets()),
+        DefaultPlugins.set(view::window()).set(view::assets()),
         TandemClientPlugins::connect(&server.to_string()).named(options.name),
         game::game,
         ViewPlugin {
@@ -64,7 +64,9 @@ fn main() -> AppExit {
 /// Starts a server and bots on threads of their own, which end with the process.
 fn host_match() -> SocketAddr {
     let address = free_address();
-    println!("Hosting on {address}. Others on this machine join with: cargo play --connect {address}");
+    println!(
+        "Hosting on {address}. Others on this machine join with: cargo play --connect {address}"
+    );
     thread::spawn(move || host::server(address, 0, HeadlessPlugin::default()).run());
     thread::spawn(move || {
         let plan = CrowdPlan {

@@ -15,13 +15,10 @@ pub struct InputPlugin;
 
 impl Plugin for InputPlugin {
     fn build(&self, app: &mut App) {
-        app.init_resource::<SentInputs>()
-            .add_systems(
-                FixedPreUpdate,
-                sample
-                    .in_set(TandemSystems::Sample)
-                    .run_if(is_synchronised),
-            );
+        app.init_resource::<SentInputs>().add_systems(
+            FixedPreUpdate,
+            sample.in_set(TandemSystems::Sample).run_if(is_synchronised),
+        );
     }
 
     fn finish(&self, app: &mut App) {

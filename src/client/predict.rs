@@ -619,9 +619,8 @@ fn notice_early_copy(
     }
     let kept = copies.by_key.get(&key).copied();
     // One that is gone already is spawned again by the replay, and ends again.
-    let kept = kept.filter(|kept| {
-        kept.is_claimed || !replaying.0 || entities.contains(kept.entity)
-    });
+    let kept =
+        kept.filter(|kept| kept.is_claimed || !replaying.0 || entities.contains(kept.entity));
     if let Some(kept) = kept {
         let new = added.entity;
         let begins_again = replaying.0 && !kept.is_claimed;

@@ -135,7 +135,10 @@ impl ServerReport {
             .get_resource::<TickTimings>()
             .cloned()
             .unwrap_or_default();
-        let network = world.get_resource::<ServerStats>().cloned().unwrap_or_default();
+        let network = world
+            .get_resource::<ServerStats>()
+            .cloned()
+            .unwrap_or_default();
         Self {
             ticks: timings.tick_ms.count(),
             overruns: timings.overruns,
@@ -210,7 +213,8 @@ pub fn cpu_time() -> Duration {
         return Duration::ZERO;
     }
     let time = |t: libc::timeval| {
-        Duration::from_secs(t.tv_sec.unsigned_abs()) + Duration::from_micros(t.tv_usec.unsigned_abs())
+        Duration::from_secs(t.tv_sec.unsigned_abs())
+            + Duration::from_micros(t.tv_usec.unsigned_abs())
     };
     time(usage.ru_utime) + time(usage.ru_stime)
 }

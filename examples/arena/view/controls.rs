@@ -42,7 +42,11 @@ fn spawn_crosshair(
     cursor.visible = false;
     commands.spawn((
         Crosshair,
-        sprite(&art.crosshair, Vec2::splat(1.5), palette::glow(palette::ACCENT, 1.6)),
+        sprite(
+            &art.crosshair,
+            Vec2::splat(1.5),
+            palette::glow(palette::ACCENT, 1.6),
+        ),
         Transform::from_xyz(0.0, 0.0, layer::CROSSHAIR),
     ));
 }

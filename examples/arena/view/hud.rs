@@ -11,7 +11,8 @@ const ROWS: usize = 8;
 /// Lines of news, and how long each stays, in seconds.
 const NEWS_LINES: usize = 5;
 const NEWS_SECONDS: f32 = 6.0;
-const CONTROLS: &str = "WASD steer    mouse aim    left button or space fire    F1 network    Esc quit";
+const CONTROLS: &str =
+    "WASD steer    mouse aim    left button or space fire    F1 network    Esc quit";
 
 pub fn plugin(app: &mut App) {
     app.init_resource::<News>()
@@ -74,7 +75,11 @@ fn build_hud(art: Res<Art>, mut commands: Commands) {
         ..padded()
     }));
     table.with_children(|table| {
-        table.spawn(text(&score_line("PLAYER", "KILLS", "DEATHS"), 12.0, palette::DIM_TEXT));
+        table.spawn(text(
+            &score_line("PLAYER", "KILLS", "DEATHS"),
+            12.0,
+            palette::DIM_TEXT,
+        ));
         for row in 0..ROWS {
             table.spawn((ScoreRow(row), text("", 14.0, palette::TEXT)));
         }
@@ -91,7 +96,11 @@ fn build_hud(art: Res<Art>, mut commands: Commands) {
     });
     news.with_children(|news| {
         for line in 0..NEWS_LINES {
-            news.spawn((NewsLine(line), text("", 14.0, palette::TEXT), TextShadow::default()));
+            news.spawn((
+                NewsLine(line),
+                text("", 14.0, palette::TEXT),
+                TextShadow::default(),
+            ));
         }
     });
 
@@ -113,7 +122,10 @@ fn build_hud(art: Res<Art>, mut commands: Commands) {
             ..default()
         };
         health
-            .spawn((trough.clone(), BackgroundColor(Color::srgba(0.0, 0.0, 0.0, 0.5))))
+            .spawn((
+                trough.clone(),
+                BackgroundColor(Color::srgba(0.0, 0.0, 0.0, 0.5)),
+            ))
             .with_child((HealthFill, trough, BackgroundColor(palette::GOOD)));
     });
 
@@ -162,7 +174,9 @@ fn show_scores(
     mut rows: Query<(&ScoreRow, &mut Text, &mut TextColor, &mut Node)>,
 ) {
     let mut players: Vec<_> = players.iter().collect();
-    players.sort_by_key(|(ship, score, _)| (std::cmp::Reverse(score.kills), score.deaths, ship.number));
+    players.sort_by_key(|(ship, score, _)| {
+        (std::cmp::Reverse(score.kills), score.deaths, ship.number)
+    });
     // Whoever looks wants to see themselves, however they do.
     if let Some(mine) = players.iter().position(|(.., is_mine)| *is_mine)
         && mine >= ROWS
@@ -240,7 +254,11 @@ fn show_health(
     let health = mine.iter().next().map_or(0, |health| health.0);
     let share = f32::from(health) / f32::from(game::FULL_HEALTH);
     fill.0.width = percent(share * 100.0);
-    fill.1.0 = if share <= 0.4 { palette::WARNING } else { palette::GOOD };
+    fill.1.0 = if share <= 0.4 {
+        palette::WARNING
+    } else {
+        palette::GOOD
+    };
     label.set_if_neq(Text(format!("HULL  {health:>3}")));
 }
 
@@ -254,11 +272,14 @@ fn show_notice(
     mut detail: Single<&mut Text, (With<NoticeDetail>, Without<NoticeTitle>)>,
 ) {
     let notice = match (connection.state(), mine.iter().next()) {
-        (ConnectionState::Connecting, _) => {
-            Some(("Connecting...".to_string(), "asking the server to let us in".to_string()))
-        }
+        (ConnectionState::Connecting, _) => Some((
+            "Connecting...".to_string(),
+            "asking the server to let us in".to_string(),
+        )),
         (ConnectionState::Disconnected { reason }, _) => {
-            let reason = reason.as_ref().map_or("not connected".to_string(), ToString::to_string);
+            let reason = reason
+                .as_ref()
+                .map_or("not connected".to_string(), ToString::to_string);
             Some(("Disconnected".to_string(), format!("{reason}    Esc quits")))
         }
         (ConnectionState::Connected { .. }, None) => {
@@ -267,7 +288,10 @@ fn show_notice(
         (ConnectionState::Connected { .. }, Some(respawn)) => {
             let seconds = respawn.at.distance_from(tick.0) as f32 / 60.0;
             (seconds > 0.0).then(|| {
-                ("Destroyed".to_string(), format!("a new ship in {seconds:.1} s"))
+                (
+                    "Destroyed".to_string(),
+                    format!("a new ship in {seconds:.1} s"),
+                )
             })
         }
     };

@@ -17,7 +17,10 @@ pub fn plugin(app: &mut App) {
     app.init_resource::<NetGraph>()
         .init_resource::<History>()
         .add_systems(Startup, build_graph)
-        .add_systems(Update, (toggle, show_or_hide, (measure, draw).chain()).chain());
+        .add_systems(
+            Update,
+            (toggle, show_or_hide, (measure, draw).chain()).chain(),
+        );
 }
 
 /// Whether the net graph is on the screen.
@@ -148,10 +151,7 @@ fn toggle(keyboard: Res<ButtonInput<KeyCode>>, mut graph: ResMut<NetGraph>) {
     }
 }
 
-fn show_or_hide(
-    graph: Res<NetGraph>,
-    mut panel: Single<&mut Visibility, With<GraphPanel>>,
-) {
+fn show_or_hide(graph: Res<NetGraph>, mut panel: Single<&mut Visibility, With<GraphPanel>>) {
     panel.set_if_neq(match graph.shown {
         true => Visibility::Inherited,
         false => Visibility::Hidden,
@@ -211,7 +211,10 @@ fn draw(
     }
     let missing = BARS - history.samples.len();
     for (bar, mut node, mut color) in &mut bars {
-        let sample = bar.index.checked_sub(missing).and_then(|index| history.samples.get(index));
+        let sample = bar
+            .index
+            .checked_sub(missing)
+            .and_then(|index| history.samples.get(index));
         let Some(sample) = sample else {
             continue;
         };

@@ -134,11 +134,7 @@ fn feel_hits(
     }
 }
 
-fn flash(
-    mut ships: Query<(&Ship, &mut Parts)>,
-    mut sprites: Query<&mut Sprite>,
-    time: Res<Time>,
-) {
+fn flash(mut ships: Query<(&Ship, &mut Parts)>, mut sprites: Query<&mut Sprite>, time: Res<Time>) {
     for (ship, mut parts) in &mut ships {
         parts.flash = (parts.flash - time.delta_secs()).max(0.0);
         let hot = parts.flash / FLASH;
@@ -152,7 +148,11 @@ fn flash(
         if let Ok(mut bar) = sprites.get_mut(parts.bar) {
             let share = f32::from(parts.health) / f32::from(game::FULL_HEALTH);
             bar.custom_size = Some(BAR * Vec2::new(share, 1.0));
-            bar.color = if share <= 0.4 { palette::WARNING } else { palette::GOOD };
+            bar.color = if share <= 0.4 {
+                palette::WARNING
+            } else {
+                palette::GOOD
+            };
         }
     }
 }
@@ -176,7 +176,10 @@ fn burn(
     }
 }
 
-fn keep_upright(ships: Query<(&Transform, &Parts)>, mut upright: Query<&mut Transform, Without<Parts>>) {
+fn keep_upright(
+    ships: Query<(&Transform, &Parts)>,
+    mut upright: Query<&mut Transform, Without<Parts>>,
+) {
     for (ship, parts) in &ships {
         if let Ok(mut transform) = upright.get_mut(parts.upright) {
             transform.rotation = ship.rotation.inverse();

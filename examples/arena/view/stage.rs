@@ -31,7 +31,11 @@ fn build_stage(art: Res<Art>, mut commands: Commands) {
             Transform::from_translation(place.extend(layer::PAD)),
         ));
     }
-    let edge = sprite(&art.edge, Vec2::splat(map::TILE), palette::glow(palette::WALL_LIGHT, 1.6));
+    let edge = sprite(
+        &art.edge,
+        Vec2::splat(map::TILE),
+        palette::glow(palette::WALL_LIGHT, 1.6),
+    );
     for wall in map::walls() {
         commands.spawn((
             sprite(&art.wall, Vec2::splat(map::TILE), Color::WHITE),
@@ -52,15 +56,14 @@ fn build_stage(art: Res<Art>, mut commands: Commands) {
     }
 }
 
-fn dress_debris(
-    added: Query<Entity, Added<Debris>>,
-    art: Res<Art>,
-    mut commands: Commands,
-) {
+fn dress_debris(added: Query<Entity, Added<Debris>>, art: Res<Art>, mut commands: Commands) {
     for entity in &added {
-        commands.entity(entity).insert(Visibility::default()).with_child((
-            sprite(&art.debris, Vec2::splat(0.5), Color::WHITE),
-            Transform::from_xyz(0.0, 0.0, layer::DEBRIS),
-        ));
+        commands
+            .entity(entity)
+            .insert(Visibility::default())
+            .with_child((
+                sprite(&art.debris, Vec2::splat(0.5), Color::WHITE),
+                Transform::from_xyz(0.0, 0.0, layer::DEBRIS),
+            ));
     }
 }
