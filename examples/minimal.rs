@@ -6,6 +6,7 @@
 //! Your own square is predicted, so it answers at once; the others are interpolated, so they move smoothly.
 
 use bevy::prelude::*;
+use bevy_tandem::headless::HeadlessPlugin;
 use bevy_tandem::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -13,27 +14,28 @@ const ADDRESS: &str = "127.0.0.1:5000";
 
 fn main() -> AppExit {
     let mut app = App::new();
-    match std::env::args().nth(1).as_deref() {
-        Some("server") => app
-            .add_plugins((MinimalPlugins, TandemServerPlugins::listen(ADDRESS), game))
-            .add_observer(spawn_square),
-        _ => app
-            .add_plugins((DefaultPlugins, TandemClientPlugins::connect(ADDRESS), game))
-            .add_systems(Startup, spawn_camera)
+    if std::env::args().nth(1).as_deref() == Some("server") {
+        app.add_plugins((MinimalPlugins, HeadlessPlugin::default()))
+            .add_plugins((TandemServerPlugins::listen(ADDRESS), game))
+            .add_observer(spawn_square);
+    } else {
+        app.add_plugins((DefaultPlugins, TandemClientPlugins::connect(ADDRESS), game))
+            .add_systems(Startup, |mut commands: Commands| {
+                _ = commands.spawn(Camera2d)
+            })
             .add_systems(PreUpdate, read_keys)
-            .add_systems(Update, paint_squares),
-    };
+            .add_systems(Update, paint);
+    }
     app.run()
 }
 
-/// What the player does in one tick, in units of full speed.
+/// What the player does in one tick: a direction, at most 1 long.
 #[derive(Default, Clone, Serialize, Deserialize)]
 struct Steer(Vec2);
 
+/// A player's square, and its hue.
 #[derive(Component, Clone, Serialize, Deserialize)]
-struct Square {
-    hue: f32,
-}
+struct Square(f32);
 
 /// The game, the same on both sides.
 fn game(app: &mut App) {
@@ -48,26 +50,16 @@ fn game(app: &mut App) {
 }
 
 fn steer(mut squares: Query<(&Input<Steer>, &mut Transform), With<Simulated>>, time: Res<Time>) {
-    for (steer, mut transform) in &mut squares {
-        transform.translation += steer.0.0.extend(0.0) * 300.0 * time.delta_secs();
+    for (Input(Steer(direction)), mut transform) in &mut squares {
+        transform.translation += direction.extend(0.0) * 300.0 * time.delta_secs();
     }
 }
 
 fn spawn_square(joined: On<SessionJoined>, sessions: Query<&Session>, mut commands: Commands) {
-    let number = sessions
-        .get(joined.entity)
-        .map_or(0, |session| session.id.0);
-    let hue = number as f32 * 47.0 % 360.0;
-    commands.spawn((
-        Replicated,
-        OwnedBy(joined.entity),
-        Transform::default(),
-        Square { hue },
-    ));
-}
-
-fn spawn_camera(mut commands: Commands) {
-    commands.spawn(Camera2d);
+    let number = sessions.get(joined.entity).map_or(0, |it| it.id.0);
+    let square = Square(number as f32 * 47.0 % 360.0);
+    let owner = OwnedBy(joined.entity);
+    commands.spawn((Replicated, owner, Transform::default(), square));
 }
 
 fn read_keys(keys: Res<ButtonInput<KeyCode>>, mut steer: ResMut<LocalInput<Steer>>) {
@@ -77,11 +69,9 @@ fn read_keys(keys: Res<ButtonInput<KeyCode>>, mut steer: ResMut<LocalInput<Steer
     steer.0 = Steer(Vec2::new(x, y).normalize_or_zero());
 }
 
-fn paint_squares(squares: Query<(Entity, &Square), Without<Sprite>>, mut commands: Commands) {
-    for (entity, square) in &squares {
-        let color = Color::hsl(square.hue, 0.8, 0.6);
-        commands
-            .entity(entity)
-            .insert(Sprite::from_color(color, Vec2::splat(48.0)));
+fn paint(squares: Query<(Entity, &Square), Without<Sprite>>, mut commands: Commands) {
+    for (entity, Square(hue)) in &squares {
+        let sprite = Sprite::from_color(Color::hsl(*hue, 0.8, 0.6), Vec2::splat(48.0));
+        commands.entity(entity).insert(sprite);
     }
 }

@@ -83,10 +83,10 @@ impl Plugin for HostPlugin {
         Registry::freeze(app);
         let registry = app.world().resource::<Registry>();
         let (inputs, messages) = (registry.inputs.clone(), registry.messages.clone());
-        for entry in inputs {
+        for entry in inputs.iter() {
             (entry.install_local)(app);
         }
-        for entry in messages {
+        for entry in messages.iter() {
             (entry.install_host)(app);
         }
     }
@@ -118,7 +118,7 @@ fn steer(world: &mut World, mut bytes: Local<Vec<u8>>) {
     };
     let owned: Vec<_> = owned.iter().collect();
     world.resource_scope(|world, registry: Mut<Registry>| {
-        for entry in &registry.inputs {
+        for entry in registry.inputs.iter() {
             bytes.clear();
             (entry.sample)(world, &mut bytes);
             if let Err(error) = (entry.apply)(world, &owned, &bytes) {

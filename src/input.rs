@@ -52,6 +52,8 @@ pub(crate) struct InputEntry {
     /// Gives an entity the default input, unless it has one.
     pub insert_default: fn(&mut EntityWorldMut),
     pub remove: fn(&mut EntityWorldMut),
+    /// Appends the default input.
+    pub encode_default: fn(&mut Vec<u8>),
     /// Appends the local player's input.
     pub sample: fn(&World, &mut Vec<u8>),
     /// Reads one input, checks it, and puts it on the entities; returns the bytes after it.
@@ -69,6 +71,10 @@ pub(crate) fn entry<I: NetInput>() -> InputEntry {
         },
         remove: |entity| {
             entity.remove::<Input<I>>();
+        },
+        encode_default: |out| {
+            // What cannot be sent is reported where a player's own input is.
+            serial::encode(&I::default(), out).ok();
         },
         sample: |world, out| {
             if let Err(error) = serial::encode(&world.resource::<LocalInput<I>>().0, out) {

@@ -1,4 +1,386 @@
 //! Multiplayer for Bevy: a plugin that keeps a server's world and its clients' worlds in tandem.
+//!
+//! One server simulates the game and has the last word. Each client shows a copy: it predicts what its own player
+//! steers, so that it answers at once, and draws everybody else slightly in the past, so that they move smoothly. A
+//! game says which components travel and which inputs there are; its rules are ordinary Bevy systems that run on both
+//! sides.
+//!
+//! - [Two windows](#two-windows): a first game, from `cargo new` on.
+//! - [Concepts](#concepts): what to know before the second one.
+//! - [`TandemApp`] registers components and inputs, [`Protocol`](registry::Protocol) messages.
+//!   [`TandemServerPlugins`] and [`TandemClientPlugins`] do the rest.
+//! - `ARCHITECTURE.md` in the repository tells how it works and why it is built so.
+//!
+//! # Two windows
+//!
+//! You need Rust 1.95, a C compiler, and what [Bevy needs on your system]. Make a project:
+//!
+//! ```text
+//! cargo new squares
+//! cd squares
+//! ```
+//!
+//! Put this into its `Cargo.toml`, with the path to where you have cloned this crate:
+//!
+//! ```toml
+//! [dependencies]
+//! bevy = "0.19"
+//! bevy_tandem = { path = "../bevy_tandem" }
+//! serde = { version = "1", features = ["derive"] }
+//!
+//! # Bevy is slow unless it is optimised. Your own code stays quick to build.
+//! [profile.dev.package."*"]
+//! opt-level = 2
+//! ```
+//!
+//! And this into `src/main.rs`. It is the whole game, both sides of it:
+//!
+//! ```no_run
+//! use bevy::prelude::*;
+//! use bevy_tandem::headless::HeadlessPlugin;
+//! use bevy_tandem::prelude::*;
+//! use serde::{Deserialize, Serialize};
+//! # // This crate is tested without a renderer and a keyboard. These stand in for what `bevy::prelude` has of them.
+//! # use MinimalPlugins as DefaultPlugins;
+//! # #[derive(Component)] struct Camera2d;
+//! # #[derive(Component)] struct Sprite;
+//! # impl Sprite { fn from_color(_: Color, _: Vec2) -> Self { Self } }
+//! # struct Color;
+//! # impl Color { fn hsl(_: f32, _: f32, _: f32) -> Self { Self } }
+//! # #[derive(Clone, Copy, PartialEq, Eq, Hash)] enum KeyCode { ArrowUp, ArrowDown, ArrowLeft, ArrowRight }
+//!
+//! const ADDRESS: &str = "127.0.0.1:5000";
+//!
+//! fn main() -> AppExit {
+//!     let mut app = App::new();
+//!     match std::env::args().nth(1).as_deref() {
+//!         Some("server") => app
+//!             .add_plugins((MinimalPlugins, HeadlessPlugin::default()))
+//!             .add_plugins((TandemServerPlugins::listen(ADDRESS), game))
+//!             .add_observer(spawn_square),
+//!         _ => app
+//!             .add_plugins(DefaultPlugins)
+//!             .add_plugins((TandemClientPlugins::connect(ADDRESS), game))
+//!             .add_systems(Startup, spawn_camera)
+//!             .add_systems(PreUpdate, read_keys)
+//!             .add_systems(Update, paint_squares),
+//!     };
+//!     app.run()
+//! }
+//!
+//! /// What a player does in one tick.
+//! #[derive(Clone, Default, Serialize, Deserialize)]
+//! struct Steer(Vec2);
+//!
+//! #[derive(Component, Clone, Serialize, Deserialize)]
+//! struct Square {
+//!     hue: f32,
+//! }
+//!
+//! /// The game, the same on both sides.
+//! fn game(app: &mut App) {
+//!     app.add_input::<Steer>()
+//!         .validate(|steer| steer.0 = steer.0.clamp_length_max(1.0));
+//!     app.replicate::<Transform>()
+//!         .quantize(TransformCodec::flat(512.0, 1.0 / 64.0))
+//!         .predict()
+//!         .interpolate();
+//!     app.replicate::<Square>();
+//!     app.add_systems(FixedUpdate, steer);
+//! }
+//!
+//! /// Runs on the server for every square, and on a client for its own.
+//! fn steer(mut squares: Query<(&Input<Steer>, &mut Transform), With<Simulated>>, time: Res<Time>) {
+//!     for (steer, mut transform) in &mut squares {
+//!         transform.translation += steer.0.0.extend(0.0) * 300.0 * time.delta_secs();
+//!     }
+//! }
+//!
+//! /// On the server: a player has joined.
+//! fn spawn_square(joined: On<SessionJoined>, sessions: Query<&Session>, mut commands: Commands) {
+//!     let number = sessions.get(joined.entity).map_or(0, |session| session.id.0);
+//!     let hue = number as f32 * 47.0 % 360.0;
+//!     commands.spawn((Replicated, OwnedBy(joined.entity), Transform::default(), Square { hue }));
+//! }
+//!
+//! fn spawn_camera(mut commands: Commands) {
+//!     commands.spawn(Camera2d);
+//! }
+//!
+//! fn read_keys(keys: Res<ButtonInput<KeyCode>>, mut steer: ResMut<LocalInput<Steer>>) {
+//!     let axis = |plus, minus| f32::from(keys.pressed(plus)) - f32::from(keys.pressed(minus));
+//!     let x = axis(KeyCode::ArrowRight, KeyCode::ArrowLeft);
+//!     let y = axis(KeyCode::ArrowUp, KeyCode::ArrowDown);
+//!     steer.0 = Steer(Vec2::new(x, y).normalize_or_zero());
+//! }
+//!
+//! /// On a client: copies arrive with the components that are replicated. How they look is up to it.
+//! fn paint_squares(squares: Query<(Entity, &Square), Without<Sprite>>, mut commands: Commands) {
+//!     for (entity, square) in &squares {
+//!         let color = Color::hsl(square.hue, 0.8, 0.6);
+//!         commands.entity(entity).insert(Sprite::from_color(color, Vec2::splat(48.0)));
+//!     }
+//! }
+//! ```
+//!
+//! Run the server in one terminal, and a client in each of two others:
+//!
+//! ```text
+//! cargo run -- server
+//! cargo run
+//! cargo run
+//! ```
+//!
+//! The server prints nothing. Each window has a square that follows the arrow keys, and shows the other's. Close one:
+//! its square goes.
+//!
+//! **Did it not work?** When the two sides have registered different things, the client is refused with an error that
+//! names the first difference: observe [`Disconnected`](client::Disconnected) to show it. When the address is in use,
+//! the server ends with a message that says so. Nothing to see and no error: is the component registered, and is the
+//! entity [`Replicated`](replication::Replicated)?
+//!
+//! **Try a bad network** before your players do:
+//! `TandemClientPlugins::connect(ADDRESS).conditioned(LinkConditions::mobile())` delays and loses datagrams in both
+//! directions. Your own square answers as before, and the other lags a little more.
+//!
+//! # Concepts
+//!
+//! ## Ticks
+//!
+//! The simulation advances in [`Tick`](tick::Tick)s, 60 a second, in Bevy's [`FixedUpdate`](bevy::app::FixedUpdate).
+//! [`CurrentTick`](schedule::CurrentTick) has the same meaning on both sides: what a client does in tick 700 the server
+//! applies in its tick 700. So that inputs arrive in time, a client runs ahead by about the time that its datagrams
+//! take. It stretches its time by a few percent to stay there, guided by what the server [reports](protocol::clock).
+//! The server's [`tick_rate_hz`](server::ServerConfig::tick_rate_hz) holds for its clients too.
+//!
+//! In `FixedUpdate`, `Res<Time>` is a function of the tick: `delta` is its length, and `elapsed` is the same on both
+//! sides.
+//!
+//! ## Replicated entities
+//!
+//! The server marks an entity as [`Replicated`](replication::Replicated). Clients that see it get a copy with the
+//! registered components, and with [`ChildOf`](bevy::prelude::ChildOf) if the parent is replicated. A change to a
+//! component is found by Bevy's change detection and sent to each client as the difference to what that client has
+//! confirmed. Loss delays an update and never loses the last state.
+//!
+//! Any component that serde can handle works. What changes often should be [quantised](wire::quantize): each quantiser
+//! states its error, and an update then takes bits rather than bytes. References to entities are mapped if the
+//! component marks them with `#[entities]`.
+//!
+//! Not everything fits a datagram. What is left out waits, and its claim grows with its
+//! [`Priority`](replication::Priority) until it is sent.
+//!
+//! Assigning an equal value still marks a component as changed, which costs the server a comparison but no bytes.
+//!
+//! ## Inputs
+//!
+//! A client's game writes [`LocalInput<I>`](input::LocalInput). It is sampled once per tick, sent until the server has
+//! it, and put on the entities that the player owns as [`Input<I>`](input::Input), on both sides in the same tick.
+//! Where an input is missing, the server repeats the last one. It takes inputs only for what the
+//! session [owns](replication::OwnedBy), and [`validate`](registry::InputRegistration::validate) lets it clamp what no
+//! honest client sends.
+//!
+//! ## Prediction, and the rules for it
+//!
+//! An entity that the local player owns is [`Predicted`](replication::Predicted) by its client
+//! ([`PredictedBy`](replication::PredictedBy) can change who predicts). When the server's state of a tick arrives and
+//! differs from what was predicted for that tick, the client goes back to it and simulates the ticks since again, with
+//! the inputs that it had used. What is drawn is smoothed; the simulation is not.
+//!
+//! This works as long as a system gives the same result for the same tick. So a system on
+//! [`Simulated`](replication::Simulated) entities in `FixedUpdate`
+//!
+//! - reads inputs, the tick, `Time`, constants, and components that are registered with
+//!   [`predict`](registry::Registration::predict): what is not registered is not rolled back;
+//! - reads no keyboard, wall clock, `Local`, or random numbers that are not made from the tick;
+//! - gives the same result in whatever order a query visits the entities;
+//! - makes no sounds or particles, or does so in a system with `run_if(not(replaying))`.
+//!
+//! A component that is quantised arrives rounded. Differences of up to two steps are not corrected, and rounding your
+//! simulation to the same grid avoids even those: `examples/arena/game.rs` does.
+//!
+//! What both sides spawn (a shot, say) carries a [`SpawnKey`](replication::SpawnKey), by which the client's early copy
+//! and the server's entity become one.
+//!
+//! [`PredictionPlugin`](client::PredictionPlugin) holds the limits. [`ClientStats`](client::ClientStats) counts
+//! corrections and tells how large they were.
+//!
+//! ## Interpolation
+//!
+//! Entities that a client does not predict are [`Interpolated`](replication::Interpolated): drawn a little in the past,
+//! between two snapshots. How little is measured, so that few frames have nothing to draw from: see
+//! [`protocol::interpolation`]. [`interpolate`](registry::Registration::interpolate) blends values,
+//! [`interpolate_hermite`](registry::Registration::interpolate_hermite) follows a velocity, and
+//! [`interpolate_step`](registry::Registration::interpolate_step) shows each value when its time has come. Beyond the
+//! newest snapshot, motion goes on for at most a quarter of a second. Values further apart than
+//! [`teleport_distance`](registry::Registration::teleport_distance) are jumped between.
+//!
+//! [`Blend`](blend::Blend) teaches it components of your own.
+//!
+//! ## Rooms
+//!
+//! A session and an entity can be [`InRoom`](rooms::InRoom). A session sees what is in its room and what is in none.
+//! The room is any entity. Insert another `InRoom` to move; children follow their parents.
+//!
+//! ```
+//! # use bevy::prelude::*;
+//! # use bevy_tandem::prelude::*;
+//! fn give_each_player_a_room(joined: On<SessionJoined>, mut commands: Commands) {
+//!     let room = commands.spawn(Room).id();
+//!     commands.entity(joined.entity).insert(InRoom(room));
+//!     commands.spawn((Replicated, OwnedBy(joined.entity), InRoom(room), Transform::default()));
+//! }
+//! ```
+//!
+//! ## Messages
+//!
+//! What is an event and not a state goes as a [message], registered with its
+//! [`Channel`](message::Channel). Both sides use Bevy's own readers and writers.
+//!
+//! ```
+//! # use bevy::prelude::*;
+//! # use bevy_tandem::prelude::*;
+//! # use serde::{Deserialize, Serialize};
+//! #[derive(Clone, Serialize, Deserialize)]
+//! struct Chat(String);
+//!
+//! fn game(app: &mut App) {
+//!     app.protocol().add_message::<Chat>(Channel::ReliableOrdered);
+//! }
+//!
+//! /// On the server: whatever one says, all hear.
+//! fn relay(mut said: MessageReader<FromClient<Chat>>, mut tell: MessageWriter<ToClients<Chat>>) {
+//!     for FromClient { message, .. } in said.read() {
+//!         tell.write(ToClients { to: Target::All, message: message.clone() });
+//!     }
+//! }
+//!
+//! /// On a client.
+//! fn hear(mut heard: MessageReader<FromServer<Chat>>) {
+//!     for chat in heard.read() {
+//!         info!("{}", chat.0.0);
+//!     }
+//! }
+//! # let mut app = App::new();
+//! # app.add_plugins((MinimalPlugins, TandemServerPlugins::default(), game)).add_systems(Update, relay);
+//! # app.finish();
+//! # app.cleanup();
+//! # app.update();
+//! ```
+//!
+//! ## Tests
+//!
+//! With the feature `testing`, [`TestNet`](testing::TestNet) runs a server and clients in one process over links as bad
+//! as you like. Nothing sleeps, and all randomness is seeded, so a test gives the same result each time.
+//!
+//! ```
+//! use bevy::prelude::*;
+//! use bevy_tandem::prelude::*;
+//! use bevy_tandem::testing::TestNet;
+//! # use serde::{Deserialize, Serialize};
+//! # #[derive(Clone, Default, Serialize, Deserialize)]
+//! # struct Steer(Vec2);
+//! # fn game(app: &mut App) {
+//! #     app.add_input::<Steer>();
+//! #     app.replicate::<Transform>().quantize(TransformCodec::flat(512.0, 1.0 / 64.0)).predict().interpolate();
+//! #     app.add_systems(FixedUpdate, steer);
+//! # }
+//! # fn steer(mut squares: Query<(&Input<Steer>, &mut Transform), With<Simulated>>, time: Res<Time>) {
+//! #     for (steer, mut transform) in &mut squares {
+//! #         transform.translation += steer.0.0.extend(0.0) * 300.0 * time.delta_secs();
+//! #     }
+//! # }
+//! # fn spawn_square(joined: On<SessionJoined>, mut commands: Commands) {
+//! #     commands.spawn((Replicated, OwnedBy(joined.entity), Transform::default()));
+//! # }
+//!
+//! let mut net = TestNet::new(game, LinkConditions::wifi().with_seed(7));
+//! net.server.add_observer(spawn_square);
+//! let ada = net.join("Ada");
+//! net.run(Ticks(60));
+//!
+//! net.client(ada).insert_resource(LocalInput(Steer(Vec2::X)));
+//! net.run(Ticks(60));
+//! net.client(ada).insert_resource(LocalInput(Steer(Vec2::ZERO)));
+//! net.run(Ticks(60)); // until the last datagrams have arrived
+//!
+//! let mut squares = net.server.world_mut().query_filtered::<&Transform, With<Replicated>>();
+//! let there = squares.single(net.server.world()).unwrap().translation;
+//! assert!(there.x > 290.0, "a second at 300 units per second");
+//!
+//! let mut own = net.client(ada).world_mut().query_filtered::<&Transform, With<Owned>>();
+//! let here = own.single(net.client(ada).world()).unwrap().translation;
+//! assert!(here.distance(there) <= 2.0 / 64.0, "the client is where the server is");
+//! ```
+//!
+//! ## Bad networks
+//!
+//! [`LinkConditions`](transport::LinkConditions) describe latency, jitter, loss, duplication, reordering and a narrow
+//! pipe, and have presets from `lan` to `awful`. They act on a client with
+//! [`conditioned`](client::TandemClientPlugins::conditioned), on any transport with
+//! [`Conditioned`](transport::Conditioned) and [`ConditionedServer`](transport::ConditionedServer), and in `TestNet`.
+//!
+//! ## Deployment and security
+//!
+//! [`HeadlessPlugin`](headless::HeadlessPlugin) runs a server without a window: one tick per update, on time, asleep in
+//! between, and it leaves on Ctrl-C and SIGTERM. (Bevy's own runner for `MinimalPlugins` takes a whole core unless told
+//! otherwise.)
+//!
+//! `listen` and `connect` use the **insecure mode**: everybody is let in, and the keys of the encryption can be read by
+//! anyone on the way. That is for development. On the internet, your back end gives each player who has logged in a
+//! [connect token](transport::udp::token), and the server lets in only who has one:
+//!
+//! ```no_run
+//! use bevy::prelude::*;
+//! use bevy_tandem::headless::HeadlessPlugin;
+//! use bevy_tandem::prelude::*;
+//! use bevy_tandem::transport::udp::token::{self, TokenError};
+//! use bevy_tandem::transport::udp::{Auth, ClientAuth};
+//! # fn game(_: &mut App) {}
+//!
+//! /// The key is shared with the back end and nobody else.
+//! fn server(private_key: [u8; 32]) -> App {
+//!     let config = ServerConfig {
+//!         udp: Some(([0, 0, 0, 0], 5000).into()),
+//!         auth: Auth::Secure { private_key },
+//!         // What tokens name.
+//!         public_addresses: vec![([203, 0, 113, 5], 5000).into()],
+//!         ..default()
+//!     };
+//!     let mut app = App::new();
+//!     app.add_plugins((MinimalPlugins, HeadlessPlugin::default()))
+//!         .add_plugins((TandemServerPlugins::with_config(config), game));
+//!     app
+//! }
+//!
+//! /// The token comes from the back end over HTTPS.
+//! fn client(token: &[u8]) -> Result<App, TokenError> {
+//!     let config = ClientConfig {
+//!         udp: Some(ClientAuth::Token(Box::new(token::from_bytes(token)?))),
+//!         name: "Ada".into(),
+//!         ..default()
+//!     };
+//!     let mut app = App::new();
+//!     app.add_plugins((MinimalPlugins, TandemClientPlugins::with_config(config), game));
+//!     Ok(app)
+//! }
+//! ```
+//!
+//! The server bounds what a peer can make it do: datagrams per second, inputs ahead of time, message sizes, memory of
+//! unfinished messages. What a correct client cannot have sent ends the connection. What it cannot judge is your
+//! game's: validate inputs and messages.
+//!
+//! # Cargo features
+//!
+//! None is on by default.
+//!
+//! - `testing`: `TestNet`. Turn it on in `[dev-dependencies]`.
+//! - `render`: what the rendered examples of this repository need of Bevy. Games choose their own.
+//!
+//! [Bevy needs on your system]: https://github.com/bevyengine/bevy/blob/main/docs/linux_dependencies.md
+//! [`TandemApp`]: registry::TandemApp
+//! [`TandemServerPlugins`]: server::TandemServerPlugins
+//! [`TandemClientPlugins`]: client::TandemClientPlugins
 
 pub mod blend;
 pub mod client;
@@ -15,7 +397,7 @@ pub mod rooms;
 pub mod schedule;
 pub mod server;
 pub mod session;
-#[cfg(any(test, feature = "testing"))]
+#[cfg(any(test, doc, feature = "testing"))]
 pub mod testing;
 pub mod tick;
 pub mod transport;
@@ -47,3 +429,8 @@ pub mod prelude {
         AngleCodec, FloatCodec, IntCodec, Quantize, QuatCodec, TransformCodec, Vec2Codec, Vec3Codec,
     };
 }
+
+/// The README's code compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -2,6 +2,7 @@
 
 use std::any::{TypeId, type_name};
 use std::marker::PhantomData;
+use std::sync::Arc;
 
 use bevy::ecs::component::Mutable;
 use bevy::ecs::entity::{EntityMapper, MapEntities};
@@ -524,12 +525,12 @@ impl EntityMapper for FromNet<'_> {
     fn set_mapped(&mut self, _: Entity, _: Entity) {}
 }
 
-/// Everything that is registered, in order.
+/// Everything that is registered, in order. Shared lists, so that one can be walked while the world is changed.
 #[derive(Resource)]
 pub(crate) struct Registry {
-    pub components: Vec<ComponentEntry>,
-    pub inputs: Vec<input::InputEntry>,
-    pub messages: Vec<message::MessageEntry>,
+    pub components: Arc<Vec<ComponentEntry>>,
+    pub inputs: Arc<Vec<input::InputEntry>>,
+    pub messages: Arc<Vec<message::MessageEntry>>,
     frozen: bool,
 }
 
@@ -551,9 +552,9 @@ impl Registry {
     fn of(app: &mut App) -> Mut<'_, Self> {
         if !app.world().contains_resource::<Self>() {
             app.insert_resource(Self {
-                components: Vec::new(),
-                inputs: Vec::new(),
-                messages: Vec::new(),
+                components: default(),
+                inputs: default(),
+                messages: default(),
                 frozen: false,
             });
             // A relationship cannot be changed in place, only inserted anew.
@@ -606,7 +607,7 @@ impl Registry {
         );
         let id =
             u8::try_from(self.components.len()).expect("at most 256 components are registered");
-        self.components.push(entry);
+        Arc::make_mut(&mut self.components).push(entry);
         ComponentId(id)
     }
 
@@ -615,7 +616,7 @@ impl Registry {
             entry.name,
             self.inputs.iter().any(|other| other.name == entry.name),
         );
-        self.inputs.push(entry);
+        Arc::make_mut(&mut self.inputs).push(entry);
     }
 
     pub fn push_message(app: &mut App, entry: message::MessageEntry) -> u16 {
@@ -627,7 +628,7 @@ impl Registry {
                 .iter()
                 .any(|other| other.name == entry.name),
         );
-        registry.messages.push(entry);
+        Arc::make_mut(&mut registry.messages).push(entry);
         (registry.messages.len() - 1) as u16
     }
 

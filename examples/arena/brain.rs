@@ -133,7 +133,7 @@ impl Brain {
         if self.trigger < -self.rest {
             self.trigger = self.rng.i32(20..60);
             self.rest = self.rng.i32(20..70);
-            self.error = (self.rng.f32() - 0.5) * 0.3;
+            self.error = (self.rng.f32() - 0.5) * 0.5;
         }
         self.trigger > 0
     }

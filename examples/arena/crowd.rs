@@ -209,8 +209,10 @@ fn client(plan: &CrowdPlan, index: usize) -> App {
     app
 }
 
-/// Tells why a connection ended. Nobody does after [`Crowd::leave`], when the reason is the crowd's own.
+/// Says why a connection ended, unless this side ended it.
 fn mourn(disconnected: On<Disconnected>, mut losses: ResMut<Losses>) {
-    losses.0 += 1;
-    eprintln!("a bot was disconnected: {}", disconnected.reason);
+    if disconnected.reason != DisconnectReason::ClientLeft {
+        losses.0 += 1;
+        eprintln!("a bot was disconnected: {}", disconnected.reason);
+    }
 }

@@ -91,7 +91,8 @@ pub struct Health(pub u8);
 ///
 /// The server writes this the moment a ship is destroyed, long before it takes effect, so the owner predicts its own
 /// return in exactly the right tick. Until then the wreck is out of sight but still answers the helm: what the owner
-/// predicted before it heard of its end stays right, and there is nothing to correct.
+/// predicted before it heard of its end stays right, and there is nothing to correct. For the same reason this is not
+/// itself predicted: nobody could have foreseen it, and news of the future need no replay of the past.
 #[derive(Component, Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Respawn {
     pub at: Tick,
@@ -161,7 +162,7 @@ pub fn game(app: &mut App) {
         ))
         .predict();
     app.replicate::<Gun>().predict();
-    app.replicate::<Respawn>().predict();
+    app.replicate::<Respawn>();
     app.replicate::<Bullet>().predict();
     app.replicate::<Ship>();
     app.replicate::<Health>().interpolate_step();

@@ -3,7 +3,7 @@
 use std::net::{SocketAddr, UdpSocket};
 
 use bevy::prelude::*;
-use bevy_tandem::headless::{HeadlessPlugin, ShutdownRequested};
+use bevy_tandem::headless::HeadlessPlugin;
 use bevy_tandem::prelude::*;
 use fastrand::Rng;
 
@@ -27,8 +27,7 @@ pub fn server(address: SocketAddr, statics: u32, headless: HeadlessPlugin) -> Ap
     ))
     .add_systems(Startup, move |mut commands: Commands| {
         scatter(statics, &mut commands);
-    })
-    .add_observer(say_goodbye);
+    });
     app
 }
 
@@ -43,18 +42,5 @@ fn scatter(statics: u32, commands: &mut Commands) {
         let place = Vec2::new(rng.f32() - 0.5, rng.f32() - 0.5) * 2.0 * map::HALF_SIZE;
         let transform = Transform::from_translation(place.extend(0.0));
         commands.spawn((Replicated, Debris, transform));
-    }
-}
-
-fn say_goodbye(
-    _: On<ShutdownRequested>,
-    sessions: Query<Entity, With<Session>>,
-    mut commands: Commands,
-) {
-    for session in &sessions {
-        commands.trigger(Kick {
-            session,
-            reason: "the server is shutting down".to_string(),
-        });
     }
 }

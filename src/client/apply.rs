@@ -32,7 +32,7 @@ impl Plugin for ReplicationPlugin {
     fn finish(&self, app: &mut App) {
         let layouts = Registry::freeze(app);
         app.insert_resource(Mirror::new(layouts));
-        for entry in app.world().resource::<Registry>().components.clone() {
+        for entry in app.world().resource::<Registry>().components.clone().iter() {
             (entry.install_client)(app);
         }
     }
@@ -47,6 +47,8 @@ pub(crate) struct Mirror {
     anchor: Tick,
     locals: HashMap<NetId, Local>,
     nets: HashMap<Entity, NetId>,
+    /// Those of [`Self::locals`] that are predicted.
+    predicted: HashSet<NetId>,
     /// Components that name an entity which is not here yet, by that entity.
     waiting: HashMap<NetId, HashSet<(NetId, ComponentId)>>,
     /// Copies that stay until playback reaches the tick in which they went.
@@ -104,6 +106,7 @@ impl Mirror {
             anchor: Tick(0),
             locals: HashMap::default(),
             nets: HashMap::default(),
+            predicted: HashSet::default(),
             waiting: HashMap::default(),
             leaving: Vec::new(),
             previous_snapshot: None,
@@ -158,12 +161,28 @@ impl Mirror {
         &self.locals
     }
 
-    pub fn parts_mut(&mut self) -> (&mut HashMap<NetId, Local>, &Replica) {
-        (&mut self.locals, &self.replica)
+    /// The predicted ones.
+    pub fn predicted(&self) -> impl Iterator<Item = (NetId, &Local)> {
+        self.predicted
+            .iter()
+            .filter_map(|&net| Some((net, self.locals.get(&net)?)))
     }
 
-    pub fn locals_mut(&mut self) -> &mut HashMap<NetId, Local> {
-        &mut self.locals
+    /// A prediction was compared with the server's state of this tick.
+    pub fn note_checked(&mut self, net: NetId, tick: Tick) {
+        if let Some(local) = self.locals.get_mut(&net) {
+            local.checked = Some(tick);
+            local.is_fresh = false;
+        }
+    }
+
+    /// The predicted ones, to be changed, and what the server says of them.
+    pub fn predicted_mut(&mut self, mut visit: impl FnMut(NetId, &mut Local, &Replica)) {
+        for &net in &self.predicted {
+            if let Some(local) = self.locals.get_mut(&net) {
+                visit(net, local, &self.replica);
+            }
+        }
     }
 
     /// The clock has jumped: what was predicted belongs to other ticks.
@@ -399,6 +418,7 @@ fn apply_changes(world: &mut World, mirror: &mut Mirror, changes: &[Change], tic
                     continue;
                 };
                 mirror.nets.remove(&local.entity);
+                mirror.predicted.remove(&net);
                 match local.role {
                     Role::Interpolated => mirror.leaving.push((tick, local.entity)),
                     Role::Predicted => {
@@ -489,6 +509,10 @@ fn set_role(world: &mut World, mirror: &mut Mirror, net: NetId, tick: Tick) {
     } else {
         wanted
     };
+    match role {
+        Role::Predicted => mirror.predicted.insert(net),
+        Role::Interpolated => mirror.predicted.remove(&net),
+    };
     let inputs = world.resource::<Registry>().inputs.clone();
     let Ok(mut entity) = world.get_entity_mut(local.entity) else {
         return;
@@ -498,12 +522,12 @@ fn set_role(world: &mut World, mirror: &mut Mirror, net: NetId, tick: Tick) {
         None => entity.remove::<Owner>(),
     };
     if is_owned {
-        for input in inputs {
+        for input in inputs.iter() {
             (input.insert_default)(&mut entity);
         }
         entity.insert(Owned);
     } else if entity.contains::<Owned>() {
-        for input in inputs {
+        for input in inputs.iter() {
             (input.remove)(&mut entity);
         }
         entity.remove::<Owned>();

@@ -23,7 +23,7 @@ impl Plugin for InputPlugin {
 
     fn finish(&self, app: &mut App) {
         Registry::freeze(app);
-        for entry in app.world().resource::<Registry>().inputs.clone() {
+        for entry in app.world().resource::<Registry>().inputs.clone().iter() {
             (entry.install_local)(app);
         }
     }
@@ -55,7 +55,7 @@ fn sample(
                 None => return,
             }
         } else {
-            for entry in &registry.inputs {
+            for entry in registry.inputs.iter() {
                 (entry.sample)(world, &mut bytes);
             }
             if let Err(error) = world
@@ -71,7 +71,7 @@ fn sample(
         entities.clear();
         entities.extend(owned.iter(world));
         let mut rest = &bytes[..];
-        for entry in &registry.inputs {
+        for entry in registry.inputs.iter() {
             match (entry.apply)(world, &entities, rest) {
                 Ok(tail) => rest = tail,
                 Err(error) => {

@@ -14,7 +14,7 @@ use bevy::app::FixedMain;
 use bevy::platform::collections::{HashMap, HashSet};
 use bevy::prelude::*;
 
-use super::apply::{self, Local, Mirror, Mirrored, Role};
+use super::apply::{self, Local, Mirror, Mirrored};
 use super::interpolate::Buffer;
 use super::smooth;
 use super::stats::ClientStats;
@@ -379,19 +379,16 @@ pub(super) fn reconcile(world: &mut World, mirror: &mut Mirror) {
 /// Brings back what this client's simulation has despawned and the server's has not.
 fn revive(world: &mut World, mirror: &mut Mirror, now: Tick) {
     let mut mistaken = Vec::new();
-    let (locals, replica) = mirror.parts_mut();
-    for (&net, local) in locals.iter_mut() {
-        if local.role != Role::Predicted || world.get_entity(local.entity).is_ok() {
-            continue;
+    mirror.predicted_mut(|net, local, replica| {
+        if world.get_entity(local.entity).is_ok() {
+            return;
         }
         let gone_since = *local.gone_since.get_or_insert(now);
-        if replica
-            .confirmed(net)
-            .is_some_and(|confirmed| confirmed.is_newer_than(gone_since))
-        {
+        let confirmed = replica.confirmed(net);
+        if confirmed.is_some_and(|confirmed| confirmed.is_newer_than(gone_since)) {
             mistaken.push(net);
         }
-    }
+    });
     for net in mistaken {
         apply::respawn(world, mirror, net);
     }
@@ -415,15 +412,12 @@ fn find_mistakes(
     let mut mistakes: Option<Mistakes> = None;
     let mut errors = Vec::new();
     let mut checked = Vec::new();
-    for (&net, local) in mirror.locals().iter() {
+    for (net, local) in mirror.predicted() {
         let Some(confirmed) = mirror.replica().confirmed(net) else {
             continue;
         };
         // What is not there (any more) is no mistake until the server contradicts: see `revive`.
-        if local.role != Role::Predicted
-            || local.checked == Some(confirmed)
-            || local.gone_since.is_some()
-        {
+        if local.checked == Some(confirmed) || local.gone_since.is_some() {
             continue;
         }
         checked.push((net, confirmed));
@@ -451,10 +445,7 @@ fn find_mistakes(
         }
     }
     for (net, confirmed) in checked {
-        if let Some(local) = mirror.locals_mut().get_mut(&net) {
-            local.checked = Some(confirmed);
-            local.is_fresh = false;
-        }
+        mirror.note_checked(net, confirmed);
     }
     let mut stats = world.resource_mut::<ClientStats>();
     for error in errors {

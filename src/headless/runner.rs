@@ -24,17 +24,16 @@ const MAX_TICKS_BEHIND: u32 = 8;
 /// Each update simulates exactly one tick; updates start on absolute deadlines, so that sleeping
 /// late once does not delay the rest. Between them the thread sleeps and costs nothing.
 ///
-/// SIGINT, SIGTERM and the end of `run_for` trigger [`ShutdownRequested`]; the app then runs on for `drain`, so that
-/// what it tells its clients is sent, and exits with success. A second signal ends the process at once.
+/// SIGINT, SIGTERM and the end of `run_for` trigger [`ShutdownRequested`]; the app then runs on for `grace` and exits
+/// with success, upon which the server plugins tell every client. A second signal ends the process at once.
 ///
 /// Replaces the app's runner: add it instead of `ScheduleRunnerPlugin`.
 #[derive(Clone, Debug)]
 pub struct HeadlessPlugin {
     /// Stop by itself after this long. Default: never.
     pub run_for: Option<Duration>,
-    /// How long to run on after [`ShutdownRequested`]. Default 250 ms: enough to send every client a last message a
-    /// few times.
-    pub drain: Duration,
+    /// How long to run on after [`ShutdownRequested`], for games that have something to finish. Default: not at all.
+    pub grace: Duration,
     /// Write a [`ServerReport`] here at the end. Default: none.
     pub report: Option<std::path::PathBuf>,
 }
@@ -43,7 +42,7 @@ impl Default for HeadlessPlugin {
     fn default() -> Self {
         Self {
             run_for: None,
-            drain: Duration::from_millis(250),
+            grace: Duration::ZERO,
             report: None,
         }
     }
@@ -58,7 +57,7 @@ impl Plugin for HeadlessPlugin {
     }
 }
 
-/// The app should tell its clients and will stop shortly: a signal arrived, or its time is up.
+/// The app will stop shortly: a signal arrived, or its time is up.
 #[derive(Event, Clone, Copy, Debug)]
 pub struct ShutdownRequested;
 
@@ -134,11 +133,13 @@ fn run(mut app: App, settings: &HeadlessPlugin) -> AppExit {
         }
         let time_is_up = settings.run_for.is_some_and(|limit| now - started >= limit);
         if shutdown_at.is_none() && (signals.any() || time_is_up) {
-            shutdown_at = Some(now + settings.drain);
+            shutdown_at = Some(now + settings.grace);
             app.world_mut().trigger(ShutdownRequested);
         }
         if shutdown_at.is_some_and(|at| now >= at) {
-            break AppExit::Success;
+            // One more update, in which everybody hears of it.
+            app.world_mut().write_message(AppExit::Success);
+            continue;
         }
         if let Some(sleep) = sleep {
             thread::sleep(sleep);

@@ -167,8 +167,9 @@ impl View {
 
     /// Ids that were given up at or before this tick are no longer of interest to this client.
     pub fn forgotten_before(&self) -> Tick {
-        self.exceptions
-            .values()
+        self.active
+            .iter()
+            .filter_map(|net| self.exceptions.get(net))
             .filter(|exception| exception.knowledge == Knowledge::Gone)
             .map(|exception| exception.made - Ticks(1))
             .fold(self.baseline, Tick::earliest)

@@ -53,7 +53,7 @@ impl Plugin for ReplicationPlugin {
             archive: Archive::new(layouts),
             entities: Vec::new(),
         });
-        for entry in app.world().resource::<Registry>().components.clone() {
+        for entry in app.world().resource::<Registry>().components.clone().iter() {
             (entry.install_server)(app);
         }
     }
@@ -250,7 +250,7 @@ fn apply_pending(world: &mut World) {
         let entries = world.resource::<Registry>().components.clone();
         let mut scratch = Vec::new();
         for (entity, net) in admitted {
-            for entry in &entries {
+            for entry in entries.iter() {
                 (entry.server.capture)(world, entity, net, archive, &mut scratch);
             }
         }

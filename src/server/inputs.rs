@@ -30,14 +30,19 @@ fn apply_inputs(
     world: &mut World,
     sessions: &mut QueryState<(Entity, &mut SessionInputs, Option<&Owns>)>,
     mut steered: Local<Vec<(Entity, Vec<u8>, Vec<Entity>)>>,
+    mut nothing: Local<Vec<u8>>,
 ) {
     let tick = world.resource::<CurrentTick>().0;
+    let entries = world.resource::<Registry>().inputs.clone();
+    nothing.clear();
+    for entry in entries.iter() {
+        (entry.encode_default)(&mut nothing);
+    }
     let mut used = 0;
     for (session, mut inputs, owns) in sessions.iter_mut(world) {
         // Every input is taken, also of those who own nothing yet: its time is over either way.
-        let Some(bytes) = inputs.buffer.take(tick).bytes() else {
-            continue;
-        };
+        // Who has been silent for long lets go of the keys.
+        let bytes = inputs.buffer.take(tick).bytes().unwrap_or(&nothing);
         let Some(owns) = owns else { continue };
         if used == steered.len() {
             steered.push((session, Vec::new(), Vec::new()));
@@ -50,10 +55,9 @@ fn apply_inputs(
         entities.extend(owns.iter());
         used += 1;
     }
-    let entries = world.resource::<Registry>().inputs.clone();
     for (session, bytes, entities) in &steered[..used] {
         let mut rest = &bytes[..];
-        for entry in &entries {
+        for entry in entries.iter() {
             match (entry.apply)(world, entities, rest) {
                 Ok(tail) => rest = tail,
                 Err(error) => {
@@ -70,7 +74,7 @@ fn take_over(owned: On<Insert, OwnedBy>, mut commands: Commands) {
     commands.queue(move |world: &mut World| {
         let entries = world.resource::<Registry>().inputs.clone();
         if let Ok(mut entity) = world.get_entity_mut(entity) {
-            for entry in entries {
+            for entry in entries.iter() {
                 (entry.insert_default)(&mut entity);
             }
         }
@@ -85,7 +89,7 @@ fn let_go(disowned: On<Remove, OwnedBy>, mut commands: Commands) {
         if let Ok(mut entity) = world.get_entity_mut(entity)
             && !entity.contains::<OwnedBy>()
         {
-            for entry in entries {
+            for entry in entries.iter() {
                 (entry.remove)(&mut entity);
             }
         }

@@ -151,7 +151,7 @@ impl Links {
 }
 
 /// Everything that came in since the last frame.
-fn receive(world: &mut World) {
+fn receive(world: &mut World, ends: &mut QueryState<SessionEnd>) {
     let now = world.resource::<Time<Real>>().elapsed();
     let delta = world.resource::<Time<Real>>().delta();
     world.resource_scope(|world, mut links: Mut<Links>| {
@@ -175,7 +175,8 @@ fn receive(world: &mut World) {
                 }
                 LinkEvent::Datagram { link, bytes } => {
                     if let Some(&session) = links.sessions.get(&link) {
-                        if let Err(reason) = receive_from_session(world, now, session, &bytes) {
+                        if let Err(reason) = receive_from_session(world, ends, now, session, &bytes)
+                        {
                             left.push((session, reason));
                         }
                     } else if let Some(greeting) = links.greeting.get_mut(&link)
@@ -199,7 +200,7 @@ fn receive(world: &mut World) {
         }
         links.events = events;
         greet(world, links, now, delta);
-        find_silent(world, now, delta, &mut left);
+        find_silent(world, ends, now, delta, &mut left);
         for (session, reason) in left {
             end_session(world, links, now, session, reason);
         }
@@ -210,15 +211,23 @@ fn receive(world: &mut World) {
     });
 }
 
+/// What a datagram from a client reaches.
+type SessionEnd = (
+    Entity,
+    &'static mut Link,
+    &'static mut SessionInputs,
+    &'static mut Outgoing,
+);
+
 fn receive_from_session(
     world: &mut World,
+    ends: &mut QueryState<SessionEnd>,
     now: Duration,
     session: Entity,
     datagram: &[u8],
 ) -> Result<(), DisconnectReason> {
     let tick = world.resource::<CurrentTick>().0;
-    let mut query = world.query::<(&mut Link, &mut SessionInputs, &mut Outgoing)>();
-    let Ok((mut link, mut inputs, mut outgoing)) = query.get_mut(world, session) else {
+    let Ok((_, mut link, mut inputs, mut outgoing)) = ends.get_mut(world, session) else {
         return Ok(());
     };
     link.last_heard = now;
@@ -282,10 +291,16 @@ fn receive_messages(world: &mut World, session: Entity) -> Result<(), Disconnect
 /// What a client sends on the control channel when it cannot use the snapshots that it gets.
 pub(crate) const RESYNC_REQUEST: &[u8] = b"resync";
 
+/// It is work, so a client gets it once in two seconds (at 60 Hz); an honest one hardly ever asks.
+const MIN_TICKS_BETWEEN_RESYNCS: i32 = 120;
+
 fn resync(world: &mut World, session: Entity) {
     let tick = world.resource::<CurrentTick>().0;
     world.resource_scope(|world, replication: Mut<Replication>| {
-        if let Some(mut outgoing) = world.get_mut::<Outgoing>(session) {
+        if let Some(mut outgoing) = world.get_mut::<Outgoing>(session)
+            && tick.distance_from(outgoing.told_all) > MIN_TICKS_BETWEEN_RESYNCS
+        {
+            outgoing.told_all = tick;
             outgoing.view.resync(&replication.archive, tick);
         }
     });
@@ -412,13 +427,13 @@ fn send_control(peer: &mut Peer, control: &Control) {
 /// Finds the sessions whose timeout has come, and lets renet's clocks follow.
 fn find_silent(
     world: &mut World,
+    ends: &mut QueryState<SessionEnd>,
     now: Duration,
     delta: Duration,
     left: &mut Vec<(Entity, DisconnectReason)>,
 ) {
     let timeout = world.resource::<SessionSettings>().0.client_timeout;
-    let mut links = world.query::<(Entity, &mut Link)>();
-    for (session, mut link) in links.iter_mut(world) {
+    for (session, mut link, ..) in ends.iter_mut(world) {
         link.peer.advance(delta);
         if now.saturating_sub(link.last_heard) > timeout {
             left.push((session, DisconnectReason::TimedOut));

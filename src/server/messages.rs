@@ -21,7 +21,7 @@ impl Plugin for MessagePlugin {
 
     fn finish(&self, app: &mut App) {
         Registry::freeze(app);
-        for entry in app.world().resource::<Registry>().messages.clone() {
+        for entry in app.world().resource::<Registry>().messages.clone().iter() {
             (entry.install_server)(app);
         }
     }

@@ -8,7 +8,7 @@ use bevy::prelude::*;
 
 use crate::schedule::TickPlugin;
 use crate::transport::udp::{Auth, UdpServer, UdpServerConfig};
-use crate::transport::{ServerTransport, TransportStats};
+use crate::transport::{ConditionedServer, LinkConditions, ServerTransport, TransportStats};
 
 pub(crate) mod collect;
 mod inputs;
@@ -45,6 +45,8 @@ pub struct ServerConfig {
     pub client_timeout: Duration,
     /// How long a client may take between connecting and saying who it is. Default 5 s.
     pub hello_timeout: Duration,
+    /// Makes the links of the UDP listener worse than they are, in both directions, for trying out.
+    pub conditions: Option<LinkConditions>,
     /// Largest snapshot in bytes. Default 1,100: with messages and headers it fits the 1,200 bytes that pass
     /// everywhere unfragmented.
     pub max_snapshot_bytes: usize,
@@ -61,6 +63,7 @@ impl Default for ServerConfig {
             max_sessions: 10_000,
             client_timeout: Duration::from_secs(5),
             hello_timeout: Duration::from_secs(5),
+            conditions: None,
             max_snapshot_bytes: 1_100,
         }
     }
@@ -132,7 +135,7 @@ struct UdpListener {
 impl Plugin for UdpListener {
     fn build(&self, app: &mut App) {
         let Some(addr) = self.config.udp else { return };
-        app.add_transport(|transport_index| {
+        let bind = |transport_index| {
             let config = UdpServerConfig {
                 transport_index,
                 auth: self.config.auth.clone(),
@@ -142,7 +145,13 @@ impl Plugin for UdpListener {
                 ..UdpServerConfig::new(addr)
             };
             UdpServer::bind(config).unwrap_or_else(|error| panic!("{error}"))
-        });
+        };
+        match self.config.conditions.clone() {
+            Some(conditions) => {
+                app.add_transport(|index| ConditionedServer::new(bind(index), conditions));
+            }
+            None => app.add_transport(bind),
+        }
     }
 }
 

@@ -72,12 +72,15 @@ fn note_send(mut schedule: ResMut<SendSchedule>, tick: Res<CurrentTick>) {
 #[derive(Component)]
 pub(super) struct Outgoing {
     pub view: View,
+    /// When the client was last told everything.
+    pub told_all: Tick,
 }
 
 impl Outgoing {
     pub fn new(now: Tick) -> Self {
         Self {
             view: View::new(now),
+            told_all: now,
         }
     }
 }

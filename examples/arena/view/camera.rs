@@ -32,6 +32,8 @@ pub struct Shake(pub f32);
 fn spawn_camera(mut commands: Commands) {
     commands.spawn((
         Camera2d,
+        // The sprites' edges are soft already.
+        Msaa::Off,
         Projection::Orthographic(OrthographicProjection {
             scaling_mode: ScalingMode::FixedVertical {
                 viewport_height: VIEW_HEIGHT,

@@ -96,11 +96,7 @@ fn build_hud(art: Res<Art>, mut commands: Commands) {
     });
     news.with_children(|news| {
         for line in 0..NEWS_LINES {
-            news.spawn((
-                NewsLine(line),
-                text("", 14.0, palette::TEXT),
-                TextShadow::default(),
-            ));
+            news.spawn((NewsLine(line), text("", 14.0, palette::TEXT)));
         }
     });
 
@@ -240,8 +236,8 @@ fn show_news(
         let Some(item) = news.0.get(line.0) else {
             continue;
         };
-        text.set_if_neq(Text(item.text.clone()));
         let left = NEWS_SECONDS - (time.elapsed_secs() - item.at);
+        text.set_if_neq(Text(item.text.clone()));
         color.set_if_neq(TextColor(item.color.with_alpha(left.clamp(0.0, 1.0))));
     }
 }
