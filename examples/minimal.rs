@@ -21,7 +21,7 @@ fn main() -> AppExit {
     } else {
         app.add_plugins((DefaultPlugins, TandemClientPlugins::connect(ADDRESS), game))
             .add_systems(Startup, |mut commands: Commands| {
-                _ = commands.spawn(Camera2d)
+                commands.spawn(Camera2d);
             })
             .add_systems(PreUpdate, read_keys)
             .add_systems(Update, paint);

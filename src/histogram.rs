@@ -101,8 +101,7 @@ impl Histogram {
 
 /// The bucket of a value; `None` for those that count as zero.
 fn bucket_of(value: f64) -> Option<usize> {
-    // NaN and negative values fail this comparison too.
-    if !(value >= f64::from(MIN_EXPONENT).exp2()) {
+    if value.is_nan() || value < f64::from(MIN_EXPONENT).exp2() {
         return None;
     }
     let lowest = ((1023 + MIN_EXPONENT) as u64) << MANTISSA_BITS;

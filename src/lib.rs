@@ -317,7 +317,8 @@
 //!
 //! [`LinkConditions`](transport::LinkConditions) describe latency, jitter, loss, duplication, reordering and a narrow
 //! pipe, and have presets from `lan` to `awful`. They act on a client with
-//! [`conditioned`](client::TandemClientPlugins::conditioned), on any transport with
+//! [`conditioned`](client::TandemClientPlugins::conditioned), on a server with
+//! [`ServerConfig::conditions`](server::ServerConfig::conditions), on any transport with
 //! [`Conditioned`](transport::Conditioned) and [`ConditionedServer`](transport::ConditionedServer), and in `TestNet`.
 //!
 //! ## Deployment and security

@@ -115,6 +115,8 @@ impl Archive {
     }
 
     /// Adds an entity. `priority` weighs it against others when not everything fits; 1 is usual.
+    ///
+    /// In a partition that was closed, it becomes global.
     pub fn spawn(
         &mut self,
         tick: Tick,
@@ -122,6 +124,10 @@ impl Archive {
         meta: Meta,
         priority: f32,
     ) -> NetId {
+        let partition = match self.partition(partition) {
+            Some(_) => partition,
+            None => PartitionId::GLOBAL,
+        };
         let net = self.free.pop().map_or_else(
             || {
                 self.records.push(None);
@@ -264,6 +270,18 @@ impl Archive {
         self.len() == 0
     }
 
+    /// Number of quantised values held, over all components and ticks: what is remembered for baselines.
+    pub fn remembered_values(&self) -> usize {
+        let records = self.records.iter().flatten();
+        records
+            .flat_map(|record| &record.components)
+            .map(|stored| match &stored.value {
+                StoredValue::Words(history) => history.len(),
+                StoredValue::Bytes(_) => 0,
+            })
+            .sum()
+    }
+
     pub(super) fn layouts(&self) -> &Layouts {
         &self.layouts
     }
@@ -284,6 +302,16 @@ impl Archive {
             newest.and_then(|net| Some((net, self.record(net)?))),
             |(_, record)| record.older.and_then(|net| Some((net, self.record(net)?))),
         )
+    }
+
+    /// The entities of a partition that changed after `tick`, the most recently changed first.
+    pub(super) fn changed_since(
+        &self,
+        partition: PartitionId,
+        tick: Tick,
+    ) -> impl Iterator<Item = (NetId, &Record)> {
+        self.by_recency(partition)
+            .take_while(move |(_, record)| record.changed.is_newer_than(tick))
     }
 
     /// What left a partition after `tick`, the most recent first.

@@ -112,6 +112,11 @@ impl History {
         }
     }
 
+    /// Number of values held.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
     fn capacity(&self) -> usize {
         self.rows.len() / self.stride
     }
@@ -166,11 +171,12 @@ impl History {
     }
 
     fn grow(&mut self) {
-        let mut rows = Vec::with_capacity((self.capacity() * 2).max(2) * self.stride);
+        let capacity = (self.capacity() * 2).max(1);
+        let mut rows = Vec::with_capacity(capacity * self.stride);
         for index in 0..self.len {
             rows.extend_from_slice(self.row(index));
         }
-        rows.resize((self.capacity() * 2).max(2) * self.stride, 0);
+        rows.resize(capacity * self.stride, 0);
         self.rows = rows;
         self.start = 0;
     }

@@ -4,10 +4,10 @@
 //! the server sends again whatever only it contained. That keeps a client's knowledge a straight line, and makes
 //! "acknowledged" mean "stored".
 
-use std::collections::HashMap;
+use std::collections::VecDeque;
 
+use bevy::platform::collections::HashMap;
 use bytes::Bytes;
-use smallvec::SmallVec;
 
 use super::layout::{ComponentId, History, Layout, Layouts, Meta, NetId};
 use super::snapshot::{self, Base, BytesValue, IdCoder, SnapshotHeader};
@@ -24,8 +24,8 @@ pub struct Replica {
     entities: HashMap<NetId, ReplicaEntity>,
     newest: Option<Tick>,
     newest_complete: Option<Tick>,
-    /// Values that came before the snapshot which mentions them.
-    early: HashMap<(NetId, ComponentId), ApartValue>,
+    /// Values that came before the snapshot which mentions them, in the order in which they came.
+    early: VecDeque<ApartValue>,
     early_bytes: usize,
     max_entities: usize,
     structure: Vec<ComponentId>,
@@ -37,7 +37,7 @@ pub struct ReplicaEntity {
     /// Owner and prediction role.
     pub meta: Meta,
     mentioned: Tick,
-    components: SmallVec<[(ComponentId, Value); 4]>,
+    components: Vec<(ComponentId, Value)>,
 }
 
 #[derive(Debug)]
@@ -52,6 +52,8 @@ enum Value {
     Awaited {
         version: u32,
     },
+    /// Announced, while its record is read.
+    Missing,
 }
 
 /// A component's newest value.
@@ -104,7 +106,8 @@ pub struct Taken {
     pub complete: bool,
 }
 
-/// Bound on values that arrive before the snapshot that mentions them. They come right before it, so this is ample.
+/// Bound on values that arrive before the snapshot that mentions them. They come right before it, so this is ample;
+/// beyond it, the oldest are dropped: their entities have probably gone.
 const MAX_EARLY_BYTES: usize = 8 << 20;
 
 impl Replica {
@@ -112,10 +115,10 @@ impl Replica {
     pub fn new(layouts: Layouts, max_entities: usize) -> Self {
         Self {
             layouts,
-            entities: HashMap::new(),
+            entities: HashMap::default(),
             newest: None,
             newest_complete: None,
-            early: HashMap::new(),
+            early: VecDeque::new(),
             early_bytes: 0,
             max_entities,
             structure: Vec::new(),
@@ -158,7 +161,8 @@ impl Replica {
     ///
     /// # Errors
     ///
-    /// See [`SnapshotError`]. A malformed snapshot may have been taken in part; the next valid one overwrites that.
+    /// See [`SnapshotError`]. A malformed snapshot may have been taken in part. None of it is built upon as long as the
+    /// server is not told that it arrived.
     pub fn handle_snapshot(
         &mut self,
         anchor: Tick,
@@ -173,7 +177,6 @@ impl Replica {
         {
             return Err(SnapshotError::Stale);
         }
-        // What is gone from one place may appear in another within the same snapshot: take away last.
         let mut gone = Vec::new();
         while input.read_bit()? {
             let mut ids = IdCoder::default();
@@ -183,19 +186,16 @@ impl Replica {
             let mut ids = IdCoder::default();
             while input.read_bit()? {
                 let net = ids.read(&mut input)?;
-                let whole = self.read_record(&header, net, &mut input, changes)?;
-                if whole {
-                    gone.retain(|&other| other != net);
-                }
+                self.read_record(&header, net, &mut input, changes)?;
             }
         }
         let complete = input.read_bit()?;
         for net in gone {
-            if let Some(entity) = self.entities.remove(&net) {
+            // What left one place may have entered another, in whichever order they are told. Values that came early
+            // stay: they may be for when it comes back.
+            let stays = |entity: &ReplicaEntity| entity.mentioned == header.tick;
+            if !self.entities.get(&net).is_some_and(stays) && self.entities.remove(&net).is_some() {
                 changes.push(Change::Despawned(net));
-                for (id, _) in entity.components {
-                    self.forget_early((net, id));
-                }
             }
         }
         self.newest = Some(header.tick);
@@ -212,44 +212,45 @@ impl Replica {
             .entities
             .get_mut(&key.0)
             .and_then(|entity| entity.value_mut(key.1));
-        let (is_awaited, is_known) = match slot.as_deref() {
-            Some(Value::Awaited { version }) => (*version == value.version, false),
-            Some(Value::Bytes { version, .. }) => (false, *version == Some(value.version)),
-            _ => (false, false),
-        };
-        match slot {
-            _ if is_known => {}
-            Some(slot) if is_awaited => {
-                *slot = Value::Bytes {
-                    bytes: value.bytes,
-                    version: Some(value.version),
-                };
-                changes.push(Change::Set(key.0, key.1));
-            }
-            _ => {
-                self.forget_early(key);
-                if self.early_bytes + value.bytes.len() <= MAX_EARLY_BYTES {
-                    self.early_bytes += value.bytes.len();
-                    self.early.insert(key, value);
-                }
-            }
+        if let Some(slot) = slot
+            && matches!(slot, Value::Awaited { version } if *version == value.version)
+        {
+            *slot = Value::Bytes {
+                bytes: value.bytes,
+                version: Some(value.version),
+            };
+            changes.push(Change::Set(key.0, key.1));
+            return;
+        }
+        // Also one that is here already is kept: it is sent again for an entity that went and came back, and may
+        // overtake the snapshot in which it goes.
+        self.take_early(key.0, key.1);
+        self.early_bytes += held_bytes(&value);
+        self.early.push_back(value);
+        while self.early_bytes > MAX_EARLY_BYTES
+            && let Some(oldest) = self.early.pop_front()
+        {
+            self.early_bytes -= held_bytes(&oldest);
         }
     }
 
-    fn forget_early(&mut self, key: (NetId, ComponentId)) -> Option<ApartValue> {
-        let early = self.early.remove(&key)?;
-        self.early_bytes -= early.bytes.len();
+    fn take_early(&mut self, net: NetId, component: ComponentId) -> Option<ApartValue> {
+        let index = self
+            .early
+            .iter()
+            .position(|early| early.net == net && early.component == component)?;
+        let early = self.early.remove(index)?;
+        self.early_bytes -= held_bytes(&early);
         Some(early)
     }
 
-    /// Reads one record; says whether it was a whole entity rather than an update.
     fn read_record(
         &mut self,
         header: &SnapshotHeader,
         net: NetId,
         input: &mut BitReader,
         changes: &mut Vec<Change>,
-    ) -> Result<bool, SnapshotError> {
+    ) -> Result<(), SnapshotError> {
         let tick = header.tick;
         let base = Base::read(tick, input)?;
         let known = match base {
@@ -278,9 +279,12 @@ impl Replica {
                 changes.push(Change::Removed(net, removed));
             });
         }
-        let mut mentioned = Vec::new();
+        let mut awaited = Vec::new();
         for (id, value) in &mut entity.components {
             if known.is_some() && !input.read_bit()? {
+                if value.is_missing() {
+                    return Err(WireError::InvalidValue("a new component without a value").into());
+                }
                 continue;
             }
             match (self.layouts.get(*id), &mut *value) {
@@ -314,19 +318,24 @@ impl Replica {
                         let same = matches!(&*value, Value::Bytes { version: had, .. } if *had == Some(version));
                         if !same {
                             *value = Value::Awaited { version };
-                            mentioned.push((net, *id));
+                            awaited.push(*id);
                         }
                     }
                 },
             }
         }
-        for key in mentioned {
-            if let Some(early) = self.forget_early(key) {
+        for id in awaited {
+            if let Some(early) = self.take_early(net, id) {
                 self.handle_apart(early, changes);
             }
         }
-        Ok(known.is_none())
+        Ok(())
     }
+}
+
+/// What a value that came early takes up.
+fn held_bytes(value: &ApartValue) -> usize {
+    size_of::<ApartValue>() + value.bytes.len()
 }
 
 impl ReplicaEntity {
@@ -371,10 +380,7 @@ impl ReplicaEntity {
             if let Err(index) = self.components.binary_search_by_key(&id, |(id, _)| *id) {
                 let value = match layouts.get(id) {
                     Some(Layout::Words(fields)) => Value::Words(History::new(fields.len())),
-                    _ => Value::Bytes {
-                        bytes: Bytes::new(),
-                        version: None,
-                    },
+                    _ => Value::Missing,
                 };
                 self.components.insert(index, (id, value));
             }
@@ -383,11 +389,15 @@ impl ReplicaEntity {
 }
 
 impl Value {
+    fn is_missing(&self) -> bool {
+        self.newest().is_none() && !matches!(self, Self::Awaited { .. })
+    }
+
     fn newest(&self) -> Option<ValueRef<'_>> {
         match self {
             Self::Words(history) => history.last().map(ValueRef::Words),
             Self::Bytes { bytes, .. } => Some(ValueRef::Bytes(bytes)),
-            Self::Awaited { .. } => None,
+            Self::Awaited { .. } | Self::Missing => None,
         }
     }
 }

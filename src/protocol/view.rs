@@ -7,10 +7,12 @@
 //! > An entity that is no exception is known to the client as it was at `baseline`.
 //!
 //! When the snapshot of tick T is acknowledged, the baseline becomes T: everything that had changed and was not in
-//! that snapshot was made an exception when it was left out.
+//! that snapshot was an exception already, or was made one when it was left out. So an exception may only be dropped
+//! when every snapshot that may still be acknowledged holds its news, or when it has none.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 
+use bevy::platform::collections::HashMap;
 use bytes::Bytes;
 use smallvec::SmallVec;
 
@@ -28,16 +30,14 @@ pub struct View {
     baseline: Tick,
     previous: Tick,
     exceptions: HashMap<NetId, Exception>,
-    /// Exceptions to look at for every snapshot.
+    /// Exceptions to look at for every snapshot. May name some twice, and some that are no exceptions any more.
     active: Vec<NetId>,
-    /// Exceptions of which nothing was sent yet, in the order in which they will be.
+    /// Whole entities of which nothing was sent yet, in the order in which they will be. Stale names as above.
     backlog: VecDeque<NetId>,
-    /// The head of the backlog while a snapshot is written.
-    in_turn: Vec<NetId>,
     in_flight: VecDeque<InFlight>,
-    /// Counts snapshots: orders what was sent against what became an exception.
-    snapshots: u64,
-    apart: HashMap<(NetId, ComponentId), Tick>,
+    /// Number of the next snapshot: orders what was sent against what became an exception.
+    next_number: u64,
+    apart: HashMap<NetId, SentApart>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -45,18 +45,30 @@ struct Exception {
     knowledge: Knowledge,
     /// Acknowledgements of snapshots before this one say nothing about it.
     since: u64,
-    made: Tick,
     /// When it was last in a snapshot, or became an exception.
     waiting_since: Tick,
-    sent: bool,
+    sent: Option<Run>,
+}
+
+/// Numbers of the first and the newest of successive snapshots that all held an entity.
+#[derive(Clone, Copy, Debug)]
+struct Run {
+    first: u64,
+    newest: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Knowledge {
-    Nothing,
+    /// The client does not have it.
+    Absent,
+    /// The client may have it, in some state: it is sent whole, and taken away if it must be hidden first.
+    Unknown,
     StateOf(Tick),
     /// The client may have it, and must not.
-    Gone,
+    Gone {
+        /// The despawn was after this tick, if it was despawned.
+        after: Tick,
+    },
 }
 
 #[derive(Debug)]
@@ -67,10 +79,18 @@ struct InFlight {
     exceptions: Vec<NetId>,
 }
 
+/// The newest values of an entity that were handed out as messages, by the ticks of their changes.
+#[derive(Debug)]
+struct SentApart {
+    /// When the entity had entered its partition; if it did so anew, the client has forgotten the values.
+    entered: Tick,
+    versions: SmallVec<[(ComponentId, Tick); 1]>,
+}
+
 /// Limits for one snapshot.
 #[derive(Clone, Copy, Debug)]
 pub struct SnapshotBudget {
-    /// Size of the whole snapshot in bytes.
+    /// Size of the whole snapshot in bytes. An entity whose quantised components alone need more is not sent.
     pub max_bytes: usize,
     /// How long to wait for an acknowledgement before something unchanged is sent again: a round trip and a bit.
     pub resend_after: Ticks,
@@ -94,22 +114,48 @@ pub struct ApartValue {
 pub struct Encoded {
     /// Entities in it, the gone ones too.
     pub entities: usize,
-    /// Whether everything fitted.
+    /// Whether the client is up to date when it has taken this one.
     pub complete: bool,
+    /// An entity that does not fit the budget even alone, and so is not sent.
+    pub oversized: Option<NetId>,
 }
 
-/// Blocks encoded in this tick, shared by all clients with the same baseline.
+/// What clients share while a tick is encoded: the blocks of all with the same baseline, and scratch memory.
 ///
 /// Clear it when the archive changes.
 #[derive(Debug, Default)]
 pub struct BlockCache {
+    /// `None`: must not be shared, see [`Block::encode`].
     blocks: HashMap<(PartitionId, Tick), Option<Block>>,
+    gone: Vec<NetId>,
+    updates: Vec<Candidate>,
+    in_turn: Vec<NetId>,
+    candidates: Vec<Candidate>,
+    large: Vec<ComponentId>,
 }
 
 #[derive(Debug)]
 struct Block {
     bits: Bits,
     entities: usize,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Candidate {
+    net: NetId,
+    base: Base,
+    urgency: f32,
+}
+
+/// The snapshot being written.
+#[derive(Clone, Copy)]
+struct Pass<'a> {
+    archive: &'a Archive,
+    tick: Tick,
+    number: u64,
+    /// How long the output may become, in bits.
+    end: usize,
+    resend_after: Ticks,
 }
 
 impl BlockCache {
@@ -125,28 +171,28 @@ const MAX_INLINE_BYTES: usize = 256;
 const MAX_INLINE_BYTES_WHEN_CROWDED: usize = 8;
 /// How many entities of the backlog compete for a snapshot.
 const BACKLOG_WINDOW: usize = 256;
-/// Snapshots remembered while unacknowledged. Acknowledgements reach 33 datagrams back; the rest is slack for
-/// datagrams without snapshots.
+/// Snapshots remembered while unacknowledged. Acknowledgements reach 32 datagrams back; the rest is slack for
+/// those that are late.
 const MAX_IN_FLIGHT: usize = 128;
-/// What closes a snapshot: the ends of both lists, of the blocks, and whether it is complete.
+/// What closes a snapshot: the ends of both lists and of the blocks, and whether it is complete.
 const TRAILER_BITS: usize = 4;
 /// Candidates that may fail to fit before a snapshot counts as full.
 const MISFITS: usize = 4;
 
 impl View {
-    /// A client that knows nothing yet and sees `partitions`.
+    /// A client that knows nothing and sees no partition yet.
     pub fn new(now: Tick) -> Self {
         Self {
             partitions: SmallVec::new(),
-            baseline: now,
+            // What still happens in this tick is news.
+            baseline: now - Ticks(1),
             previous: now,
-            exceptions: HashMap::new(),
+            exceptions: HashMap::default(),
             active: Vec::new(),
             backlog: VecDeque::new(),
-            in_turn: Vec::new(),
             in_flight: VecDeque::new(),
-            snapshots: 0,
-            apart: HashMap::new(),
+            next_number: 0,
+            apart: HashMap::default(),
         }
     }
 
@@ -167,11 +213,12 @@ impl View {
 
     /// Ids that were given up at or before this tick are no longer of interest to this client.
     pub fn forgotten_before(&self) -> Tick {
-        self.active
-            .iter()
-            .filter_map(|net| self.exceptions.get(net))
-            .filter(|exception| exception.knowledge == Knowledge::Gone)
-            .map(|exception| exception.made - Ticks(1))
+        self.exceptions
+            .values()
+            .filter_map(|exception| match exception.knowledge {
+                Knowledge::Gone { after } => Some(after),
+                _ => None,
+            })
             .fold(self.baseline, Tick::earliest)
     }
 
@@ -181,28 +228,48 @@ impl View {
         for &left in before.iter().filter(|left| !partitions.contains(left)) {
             let members = archive.by_recency(left).map(|(net, _)| net);
             for net in members.chain(archive.tombstones_since(left, self.baseline)) {
-                self.hide(now, net);
-                // It may have moved to where it is still seen.
-                let moved = archive.record(net).map(|record| record.partition);
-                if moved.is_some_and(|moved| partitions.contains(&moved)) {
-                    self.except(net, Knowledge::Nothing, now);
+                // What moved to where it is still seen entered there after the baseline, and is sent whole.
+                if !self.sees(archive, net) {
+                    self.hide(now, net);
                 }
             }
         }
+        let exceptions = &self.exceptions;
+        self.backlog.retain(|net| is_unsent(exceptions, *net));
         for &joined in partitions.iter().filter(|joined| !before.contains(joined)) {
-            let mut members: Vec<_> = archive.by_recency(joined).collect();
-            members.sort_by(|(a, x), (b, y)| y.priority.total_cmp(&x.priority).then(a.cmp(b)));
-            for (net, _) in members {
-                self.except(net, Knowledge::Nothing, now);
+            for (net, record) in by_priority(archive, joined) {
+                let knowledge = match self.exceptions.get(&net) {
+                    // It may come from a partition that is or was seen.
+                    None if record.entered.is_newer_than(self.baseline) => Knowledge::Unknown,
+                    None => Knowledge::Absent,
+                    Some(known) if known.is_unsent() => known.knowledge,
+                    Some(_) => Knowledge::Unknown,
+                };
+                self.except(net, knowledge, now);
             }
         }
     }
 
-    /// Starts over, as if the client knew nothing, without taking anything from it that it has.
+    /// Starts over, as if nothing were known of what the client has: everything is sent again.
     pub fn resync(&mut self, archive: &Archive, now: Tick) {
-        let partitions = std::mem::take(&mut self.partitions);
         self.apart.clear();
-        self.set_partitions(archive, now, &partitions);
+        for partition in self.partitions.clone() {
+            for (net, _) in by_priority(archive, partition) {
+                self.except(net, Knowledge::Unknown, now);
+            }
+        }
+    }
+
+    /// A value could not be sent as a message; its entity is sent again, with its large values.
+    pub fn handle_unsent(&mut self, value: &ApartValue, now: Tick) {
+        self.apart.remove(&value.net);
+        if !self
+            .exceptions
+            .get(&value.net)
+            .is_some_and(Exception::is_gone)
+        {
+            self.except(value.net, Knowledge::Unknown, now);
+        }
     }
 
     /// The client has the snapshot that went out with datagram `seq`.
@@ -221,18 +288,25 @@ impl View {
             if exception.since > sent.number {
                 continue;
             }
+            // The baseline may pass later snapshots any time, so none of them may lack it.
+            let is_in_all_since = exception
+                .sent
+                .is_some_and(|run| run.first <= sent.number && run.newest + 1 == self.next_number);
             match &mut exception.knowledge {
-                Knowledge::Gone => drop(self.exceptions.remove(&net)),
-                _ if sent.tick == self.baseline => drop(self.exceptions.remove(&net)),
+                Knowledge::Gone { .. } => drop(self.exceptions.remove(&net)),
+                _ if is_in_all_since && sent.tick == self.baseline => {
+                    self.exceptions.remove(&net);
+                }
                 Knowledge::StateOf(known) => *known = known.latest(sent.tick),
-                nothing @ Knowledge::Nothing => *nothing = Knowledge::StateOf(sent.tick),
+                nothing => *nothing = Knowledge::StateOf(sent.tick),
             }
         }
     }
 
     /// Writes the snapshot of `tick`, to be sent with datagram `seq`.
     ///
-    /// Values that are too large are appended to `apart`; they must go out reliably.
+    /// Everything that happens in a tick must be in the archive before its snapshot is written. Values that are too
+    /// large are appended to `apart`; they must go out reliably.
     pub fn encode(
         &mut self,
         archive: &Archive,
@@ -244,6 +318,14 @@ impl View {
         out: &mut BitWriter,
         apart: &mut Vec<ApartValue>,
     ) -> Encoded {
+        let pass = Pass {
+            archive,
+            tick,
+            number: self.next_number,
+            end: out.bit_len() + budget.max_bytes * 8,
+            resend_after: budget.resend_after,
+        };
+        self.next_number += 1;
         let header = SnapshotHeader {
             tick,
             baseline: self.baseline,
@@ -251,18 +333,10 @@ impl View {
             inputs,
         };
         header.write(out);
-        let end = out.bit_len() + budget.max_bytes * 8;
-        let mut sent = InFlight {
-            seq,
-            tick,
-            number: self.snapshots,
-            exceptions: Vec::new(),
-        };
-        self.snapshots += 1;
-
+        let mut sent = Vec::new();
         let encoded = self
-            .encode_shared(archive, tick, end, cache, out)
-            .unwrap_or_else(|| self.encode_own(archive, tick, end, budget, out, apart, &mut sent));
+            .encode_shared(pass, cache, out)
+            .unwrap_or_else(|| self.encode_own(pass, cache, out, apart, &mut sent));
         out.write_bit(false);
         out.write_bit(encoded.complete);
 
@@ -270,184 +344,247 @@ impl View {
         if self.in_flight.len() == MAX_IN_FLIGHT {
             self.in_flight.pop_front();
         }
-        self.in_flight.push_back(sent);
+        self.in_flight.push_back(InFlight {
+            seq,
+            tick,
+            number: pass.number,
+            exceptions: sent,
+        });
         encoded
     }
 
     /// The common case: nothing special about this client, so its blocks are the same as everybody's.
     fn encode_shared(
         &self,
-        archive: &Archive,
-        tick: Tick,
-        end: usize,
+        pass: Pass,
         cache: &mut BlockCache,
         out: &mut BitWriter,
     ) -> Option<Encoded> {
         if !self.exceptions.is_empty() {
             return None;
         }
-        let mut encoded = Encoded {
-            entities: 0,
-            complete: true,
-        };
         let mut bits = out.bit_len() + TRAILER_BITS;
+        let mut entities = 0;
         for &partition in &self.partitions {
-            let block = cache.block(archive, tick, partition, self.baseline)?;
+            let block = cache.block(pass, partition, self.baseline)?;
             bits += block.bits.len();
-            encoded.entities += block.entities;
+            entities += block.entities;
         }
-        if bits > end {
+        if bits > pass.end {
             return None;
         }
         for &partition in &self.partitions {
-            let block = cache.block(archive, tick, partition, self.baseline)?;
-            if block.entities > 0 {
-                out.append(&block.bits);
-            }
+            let block = cache.block(pass, partition, self.baseline)?;
+            out.append(&block.bits);
         }
-        Some(encoded)
+        Some(Encoded {
+            entities,
+            complete: true,
+            oversized: None,
+        })
     }
 
     /// What this client alone needs, the most urgent first, as far as it fits.
     fn encode_own(
         &mut self,
-        archive: &Archive,
-        tick: Tick,
-        end: usize,
-        budget: SnapshotBudget,
+        pass: Pass,
+        cache: &mut BlockCache,
         out: &mut BitWriter,
         apart: &mut Vec<ApartValue>,
-        sent: &mut InFlight,
+        sent: &mut Vec<NetId>,
     ) -> Encoded {
+        let start = out.bit_len();
         let mut encoded = Encoded {
-            entities: 0,
             complete: true,
+            ..Encoded::default()
         };
-        let mut ids = IdCoder::default();
         out.write_bit(true);
-        for net in self.collect_gone(archive, tick, budget.resend_after) {
+        self.write_gone(pass, cache, out, sent, &mut encoded);
+        out.write_bit(false);
+        self.write_candidates(pass, cache, out, apart, sent, &mut encoded);
+        out.write_bit(false);
+        if encoded.entities == 0 {
+            out.truncate(start);
+        }
+        encoded
+    }
+
+    fn write_gone(
+        &mut self,
+        pass: Pass,
+        cache: &mut BlockCache,
+        out: &mut BitWriter,
+        sent: &mut Vec<NetId>,
+        encoded: &mut Encoded,
+    ) {
+        let mut gone = std::mem::take(&mut cache.gone);
+        encoded.complete &= self.collect_gone(pass, &mut gone);
+        // Half of the room at most: what lives must not wait for all that is gone.
+        let end = out.bit_len() + pass.end.saturating_sub(out.bit_len() + TRAILER_BITS) / 2;
+        let mut ids = IdCoder::default();
+        for net in gone.drain(..) {
             let mark = (out.bit_len(), ids);
             out.write_bit(true);
             ids.write(net, out);
-            if out.bit_len() + TRAILER_BITS > end {
-                out.truncate(mark.0);
-                ids = mark.1;
-                encoded.complete = false;
-                self.except(net, Knowledge::Gone, tick);
-            } else {
+            if out.bit_len() <= end {
                 encoded.entities += 1;
-                self.mark_sent(net, tick, sent);
+                self.mark_sent(pass, net, sent);
+                continue;
+            }
+            out.truncate(mark.0);
+            ids = mark.1;
+            encoded.complete = false;
+            if !self.exceptions.contains_key(&net) {
+                self.hide(pass.tick, net);
             }
         }
-        out.write_bit(false);
+        cache.gone = gone;
+    }
 
+    fn write_candidates(
+        &mut self,
+        pass: Pass,
+        cache: &mut BlockCache,
+        out: &mut BitWriter,
+        apart: &mut Vec<ApartValue>,
+        sent: &mut Vec<NetId>,
+        encoded: &mut Encoded,
+    ) {
+        encoded.complete &= self.collect_candidates(pass, cache);
         let mut ids = IdCoder::default();
         let mut misfits = 0;
-        for (index, candidate) in self
-            .collect_candidates(archive, tick, budget.resend_after)
-            .into_iter()
-            .enumerate()
-        {
-            let Some(record) = archive.record(candidate.net) else {
+        for &candidate in &cache.candidates {
+            let Some(record) = pass.archive.record(candidate.net) else {
                 continue;
             };
-            if self.is_in_this_snapshot(candidate.net, tick) {
+            if self.is_in_snapshot(candidate.net, pass.number) {
                 continue;
             }
-            let limits: &[usize] = match index {
-                // Nothing will ever make more room for the first: send all of its large values apart.
+            let limits: &[usize] = match encoded.entities {
+                // Nothing will ever make more room for it: send all of its large values apart.
                 0 => &[MAX_INLINE_BYTES, MAX_INLINE_BYTES_WHEN_CROWDED],
                 _ if misfits < MISFITS => &[MAX_INLINE_BYTES],
                 _ => &[],
             };
-            let fitted = limits.iter().find_map(|&max_inline| {
+            let fits = limits.iter().any(|&max_inline| {
                 let mark = (out.bit_len(), ids);
-                let mut large = Vec::new();
+                let large = &mut cache.large;
+                large.clear();
                 out.write_bit(true);
                 ids.write(candidate.net, out);
-                candidate.base.write(tick, out);
+                candidate.base.write(pass.tick, out);
+                let goes_apart = |id, bytes: &[u8]| {
+                    let goes = bytes.len() > max_inline;
+                    if goes {
+                        large.push(id);
+                    }
+                    goes
+                };
                 write_record(
-                    archive,
+                    pass.archive,
                     record,
                     candidate.base,
                     self.baseline,
                     out,
-                    |id, stored| {
-                        if stored.len() <= max_inline {
-                            return false;
-                        }
-                        large.push(id);
-                        true
-                    },
+                    goes_apart,
                 );
-                if out.bit_len() + TRAILER_BITS <= end {
-                    return Some(large);
+                let fits = out.bit_len() + TRAILER_BITS <= pass.end;
+                if !fits {
+                    out.truncate(mark.0);
+                    ids = mark.1;
                 }
-                out.truncate(mark.0);
-                ids = mark.1;
-                None
+                fits
             });
-            if let Some(large) = fitted {
+            if fits {
                 encoded.entities += 1;
-                self.mark_sent(candidate.net, tick, sent);
-                self.send_apart(candidate.net, record, &large, apart);
+                self.mark_sent(pass, candidate.net, sent);
+                self.send_apart(candidate.net, record, &cache.large, apart);
+                continue;
+            }
+            encoded.complete = false;
+            if encoded.entities == 0 {
+                encoded.oversized = Some(candidate.net);
             } else {
                 misfits += 1;
-                encoded.complete = false;
-                self.leave_out(&candidate);
+            }
+            if !self.exceptions.contains_key(&candidate.net) {
+                let knowledge = match candidate.base {
+                    Base::Nothing => Knowledge::Unknown,
+                    Base::Snapshot => Knowledge::StateOf(self.baseline),
+                    Base::Own(tick) => Knowledge::StateOf(tick),
+                };
+                self.except(candidate.net, knowledge, self.previous);
             }
         }
-        out.write_bit(false);
-        self.return_backlog();
-        encoded
+        // Those in turn that did not fit keep their places.
+        for net in cache.in_turn.drain(..).rev() {
+            if is_unsent(&self.exceptions, net) {
+                self.backlog.push_front(net);
+            }
+        }
+        encoded.complete &= self.backlog.is_empty();
     }
 
-    fn collect_gone(&mut self, archive: &Archive, tick: Tick, resend_after: Ticks) -> Vec<NetId> {
-        let mut gone = Vec::new();
-        for &partition in &self.partitions {
-            for net in archive.tombstones_since(partition, self.baseline) {
-                self.exceptions.remove(&net);
+    /// What to take from the client, in the order of ids; says whether that is all that it must not have.
+    fn collect_gone(&mut self, pass: Pass, gone: &mut Vec<NetId>) -> bool {
+        for index in 0..self.partitions.len() {
+            let partition = self.partitions[index];
+            for net in pass.archive.tombstones_since(partition, self.baseline) {
+                // What moved to another partition that is seen is sent whole.
+                if self.sees(pass.archive, net) {
+                    continue;
+                }
+                // That it was left out of a snapshot before must not be forgotten.
+                if !self.exceptions.get(&net).is_some_and(Exception::is_gone) {
+                    self.exceptions.remove(&net);
+                }
+                self.apart.remove(&net);
                 gone.push(net);
             }
         }
-        for &net in &self.active {
-            if let Some(exception) = self.exceptions.get(&net)
-                && exception.knowledge == Knowledge::Gone
-                && !exception.is_on_its_way(tick, resend_after)
-            {
+        let mut is_all = true;
+        for index in 0..self.active.len() {
+            let net = self.active[index];
+            let Some(exception) = self.exceptions.get(&net) else {
+                continue;
+            };
+            if !exception.is_gone() {
+                continue;
+            }
+            if self.sees(pass.archive, net) {
+                self.except(net, Knowledge::Unknown, pass.tick);
+            } else if exception.is_on_its_way(pass) {
+                is_all = false;
+            } else {
                 gone.push(net);
             }
         }
         gone.sort_unstable();
         gone.dedup();
-        if !self.apart.is_empty() {
-            self.apart
-                .retain(|(net, _), _| gone.binary_search(net).is_err());
-        }
-        gone
+        is_all
     }
 
-    /// What could be sent: what changed and entities not yet sent at all, by turns, so that neither starves the other.
-    fn collect_candidates(
-        &mut self,
-        archive: &Archive,
-        tick: Tick,
-        resend_after: Ticks,
-    ) -> Vec<Candidate> {
-        let waited = |since: Tick| tick.distance_from(since).max(1) as f32;
-        let mut updates = Vec::new();
+    /// What could be sent: what changed and entities not yet sent at all, by turns, so that neither starves the
+    /// other. Says whether that is all that the client lacks.
+    fn collect_candidates(&mut self, pass: Pass, cache: &mut BlockCache) -> bool {
+        let BlockCache {
+            updates,
+            in_turn,
+            candidates,
+            ..
+        } = cache;
+        let waited = |since: Tick| pass.tick.distance_from(since).max(1) as f32;
+        updates.clear();
         for &partition in &self.partitions {
-            for (net, record) in archive
-                .by_recency(partition)
-                .take_while(|(_, record)| record.changed.is_newer_than(self.baseline))
-                .filter(|(net, _)| !self.exceptions.contains_key(net))
-            {
-                let known = Knowledge::StateOf(self.baseline);
-                let base = known.base(record, self.baseline);
-                let urgency = record.priority * waited(self.previous);
-                updates.push(Candidate { net, base, urgency });
+            for (net, record) in pass.archive.changed_since(partition, self.baseline) {
+                if !self.exceptions.contains_key(&net) {
+                    let base = Knowledge::StateOf(self.baseline).base(record, self.baseline);
+                    let urgency = record.priority * waited(self.previous);
+                    updates.push(Candidate { net, base, urgency });
+                }
             }
         }
+        let mut is_all = true;
         self.active.sort_unstable();
         self.active.dedup();
         let (exceptions, baseline) = (&mut self.exceptions, self.baseline);
@@ -455,23 +592,27 @@ impl View {
             let Some(exception) = exceptions.get(&net) else {
                 return false;
             };
-            if exception.knowledge == Knowledge::Gone {
+            if exception.is_gone() {
                 return true;
             }
-            let Some(record) = archive.record(net) else {
+            if exception.is_unsent() {
+                return false; // in the backlog
+            }
+            let Some(record) = pass.archive.record(net) else {
                 exceptions.remove(&net);
                 return false;
             };
             if let Knowledge::StateOf(known) = exception.knowledge
                 && !record.changed.is_newer_than(known)
-                && !known.is_newer_than(baseline)
             {
                 // Unchanged since it was last known: known as of the baseline, like any other.
                 exceptions.remove(&net);
                 return false;
             }
             let nothing_new = !record.changed.is_newer_than(exception.waiting_since);
-            if !(nothing_new && exception.is_on_its_way(tick, resend_after)) {
+            if nothing_new && exception.is_on_its_way(pass) {
+                is_all = false;
+            } else {
                 let base = exception.knowledge.base(record, baseline);
                 let urgency = record.priority * waited(exception.waiting_since);
                 updates.push(Candidate { net, base, urgency });
@@ -485,92 +626,86 @@ impl View {
         });
 
         let window = self.backlog.len().min(BACKLOG_WINDOW);
-        self.in_turn.extend(self.backlog.drain(..window));
-        let mut unsent = self
-            .in_turn
+        in_turn.clear();
+        in_turn.extend(self.backlog.drain(..window));
+        let mut unsent = in_turn
             .iter()
-            .filter(|net| self.exceptions.get(net).is_some_and(Exception::is_unsent))
+            .filter(|net| is_unsent(exceptions, **net))
             .map(|&net| Candidate {
                 net,
                 base: Base::Nothing,
                 urgency: 0.0,
             });
-        let mut updates = updates.into_iter();
-        let mut candidates = Vec::new();
+        let mut updates = updates.iter().copied();
+        candidates.clear();
+        // Only the first is sure of its place, so each list has that in turn.
+        if pass.number % 2 == 1 {
+            candidates.extend(unsent.next());
+        }
         loop {
             let (update, first) = (updates.next(), unsent.next());
             if update.is_none() && first.is_none() {
-                return candidates;
+                return is_all;
             }
             candidates.extend(update.into_iter().chain(first));
         }
     }
 
-    /// Puts back what was in turn and did not fit.
-    fn return_backlog(&mut self) {
-        for net in self.in_turn.drain(..).rev() {
-            if self.exceptions.get(&net).is_some_and(Exception::is_unsent) {
-                self.backlog.push_front(net);
-            }
-        }
+    fn sees(&self, archive: &Archive, net: NetId) -> bool {
+        archive
+            .record(net)
+            .is_some_and(|record| self.partitions.contains(&record.partition))
     }
 
-    fn is_in_this_snapshot(&self, net: NetId, tick: Tick) -> bool {
-        self.exceptions.get(&net).is_some_and(|exception| {
-            exception.sent
-                && exception.knowledge != Knowledge::Gone
-                && exception.waiting_since == tick
-        })
+    fn is_in_snapshot(&self, net: NetId, number: u64) -> bool {
+        let run = self.exceptions.get(&net).and_then(|known| known.sent);
+        run.is_some_and(|run| run.newest == number)
     }
 
-    fn mark_sent(&mut self, net: NetId, tick: Tick, sent: &mut InFlight) {
+    fn mark_sent(&mut self, pass: Pass, net: NetId, sent: &mut Vec<NetId>) {
         if let Some(exception) = self.exceptions.get_mut(&net) {
-            if !exception.sent {
+            if exception.sent.is_none() {
                 self.active.push(net);
             }
-            exception.sent = true;
-            exception.waiting_since = tick;
-            sent.exceptions.push(net);
+            let first = match exception.sent {
+                Some(run) if run.newest + 1 == pass.number => run.first,
+                _ => pass.number,
+            };
+            exception.sent = Some(Run {
+                first,
+                newest: pass.number,
+            });
+            exception.waiting_since = pass.tick;
+            sent.push(net);
         }
-    }
-
-    fn leave_out(&mut self, candidate: &Candidate) {
-        if self.exceptions.contains_key(&candidate.net) {
-            return;
-        }
-        let knowledge = match candidate.base {
-            Base::Nothing => Knowledge::Nothing,
-            Base::Snapshot => Knowledge::StateOf(self.baseline),
-            Base::Own(tick) => Knowledge::StateOf(tick),
-        };
-        self.except(candidate.net, knowledge, self.previous);
     }
 
     fn hide(&mut self, now: Tick, net: NetId) {
-        if self.exceptions.get(&net).is_some_and(Exception::is_unsent) {
-            self.exceptions.remove(&net);
-        } else {
-            self.except(net, Knowledge::Gone, now);
+        match self.exceptions.get(&net) {
+            Some(known) if known.knowledge == Knowledge::Absent && known.is_unsent() => {
+                self.exceptions.remove(&net);
+            }
+            Some(known) if known.is_gone() => {}
+            _ => {
+                self.apart.remove(&net);
+                let after = self.baseline.earliest(now - Ticks(1));
+                self.except(net, Knowledge::Gone { after }, now);
+            }
         }
     }
 
-    fn except(&mut self, net: NetId, knowledge: Knowledge, made: Tick) {
-        let since = self.snapshots;
-        let sent = false;
-        self.exceptions.insert(
-            net,
-            Exception {
-                knowledge,
-                since,
-                made,
-                waiting_since: made,
-                sent,
-            },
-        );
-        if knowledge == Knowledge::Nothing {
-            self.backlog.push_back(net);
-        } else {
+    fn except(&mut self, net: NetId, knowledge: Knowledge, now: Tick) {
+        let exception = Exception {
+            knowledge,
+            since: self.next_number,
+            waiting_since: now,
+            sent: None,
+        };
+        let before = self.exceptions.insert(net, exception);
+        if !exception.is_unsent() {
             self.active.push(net);
+        } else if !before.is_some_and(|before| before.is_unsent()) {
+            self.backlog.push_back(net);
         }
     }
 
@@ -582,29 +717,49 @@ impl View {
         large: &[ComponentId],
         apart: &mut Vec<ApartValue>,
     ) {
-        for stored in record
-            .components
-            .iter()
-            .filter(|stored| large.contains(&stored.id))
-        {
-            if let StoredValue::Bytes(bytes) = &stored.value
-                && self.apart.insert((net, stored.id), stored.changed) != Some(stored.changed)
-            {
-                apart.push(ApartValue {
-                    net,
-                    component: stored.id,
-                    version: stored.changed.0,
-                    bytes: bytes.clone(),
-                });
+        if large.is_empty() {
+            return;
+        }
+        let handed_out = self.apart.entry(net).or_insert_with(|| SentApart {
+            entered: record.entered,
+            versions: SmallVec::new(),
+        });
+        if handed_out.entered != record.entered {
+            handed_out.entered = record.entered;
+            handed_out.versions.clear();
+        }
+        for stored in &record.components {
+            let StoredValue::Bytes(bytes) = &stored.value else {
+                continue;
+            };
+            let version = (stored.id, stored.changed);
+            if !large.contains(&stored.id) || handed_out.versions.contains(&version) {
+                continue;
             }
+            handed_out.versions.retain(|(id, _)| *id != stored.id);
+            // One that only goes apart for lack of room may be sent inline in between, without its version.
+            if bytes.len() > MAX_INLINE_BYTES {
+                handed_out.versions.push(version);
+            }
+            apart.push(ApartValue {
+                net,
+                component: stored.id,
+                version: stored.changed.0,
+                bytes: bytes.clone(),
+            });
         }
     }
 }
 
-struct Candidate {
-    net: NetId,
-    base: Base,
-    urgency: f32,
+/// The entities of a partition, the most important first.
+fn by_priority(archive: &Archive, partition: PartitionId) -> Vec<(NetId, &Record)> {
+    let mut members: Vec<_> = archive.by_recency(partition).collect();
+    members.sort_by(|(a, x), (b, y)| y.priority.total_cmp(&x.priority).then(a.cmp(b)));
+    members
+}
+
+fn is_unsent(exceptions: &HashMap<NetId, Exception>, net: NetId) -> bool {
+    exceptions.get(&net).is_some_and(Exception::is_unsent)
 }
 
 impl Knowledge {
@@ -613,82 +768,83 @@ impl Knowledge {
             Self::StateOf(known) if record.entered.is_newer_than(known) => Base::Nothing,
             Self::StateOf(known) if known == baseline => Base::Snapshot,
             Self::StateOf(known) => Base::Own(known),
-            Self::Nothing | Self::Gone => Base::Nothing,
+            Self::Absent | Self::Unknown | Self::Gone { .. } => Base::Nothing,
         }
     }
 }
 
 impl Exception {
+    /// A whole entity that waits in the backlog.
     fn is_unsent(&self) -> bool {
-        self.knowledge == Knowledge::Nothing && !self.sent
+        let is_whole = matches!(self.knowledge, Knowledge::Absent | Knowledge::Unknown);
+        is_whole && self.sent.is_none()
+    }
+
+    fn is_gone(&self) -> bool {
+        matches!(self.knowledge, Knowledge::Gone { .. })
     }
 
     /// Sent so recently that the acknowledgement may still come.
-    fn is_on_its_way(&self, tick: Tick, resend_after: Ticks) -> bool {
-        self.sent && tick.distance_from(self.waiting_since) < resend_after.0.cast_signed()
+    fn is_on_its_way(&self, pass: Pass) -> bool {
+        let waited = pass.tick.distance_from(self.waiting_since);
+        self.sent.is_some() && waited < pass.resend_after.0.cast_signed()
     }
 }
 
 impl BlockCache {
     /// The block of a partition for clients with this baseline, or `None` if it cannot be shared.
-    fn block(
-        &mut self,
-        archive: &Archive,
-        tick: Tick,
-        partition: PartitionId,
-        baseline: Tick,
-    ) -> Option<&Block> {
+    fn block(&mut self, pass: Pass, partition: PartitionId, baseline: Tick) -> Option<&Block> {
         self.blocks
             .entry((partition, baseline))
-            .or_insert_with(|| Block::encode(archive, tick, partition, baseline))
+            .or_insert_with(|| Block::encode(pass, partition, baseline))
             .as_ref()
     }
 }
 
 impl Block {
-    /// `None` when a value of it must travel apart: whom that was sent to is a client's own matter.
-    fn encode(
-        archive: &Archive,
-        tick: Tick,
-        partition: PartitionId,
-        baseline: Tick,
-    ) -> Option<Self> {
+    /// `None` when a value of it must travel apart (whom that was sent to is a client's own matter), or when it is
+    /// larger than a snapshot.
+    fn encode(pass: Pass, partition: PartitionId, baseline: Tick) -> Option<Self> {
+        let archive = pass.archive;
         let mut gone: Vec<_> = archive.tombstones_since(partition, baseline).collect();
         gone.sort_unstable();
         gone.dedup();
-        let mut changed: Vec<_> = archive
-            .by_recency(partition)
-            .take_while(|(_, record)| record.changed.is_newer_than(baseline))
-            .collect();
+        let mut changed: Vec<_> = archive.changed_since(partition, baseline).collect();
         changed.sort_unstable_by_key(|&(net, _)| net);
-
-        let mut bits = BitWriter::new();
-        let mut ids = IdCoder::default();
-        bits.write_bit(true);
-        for &net in &gone {
-            bits.write_bit(true);
-            ids.write(net, &mut bits);
+        let entities = gone.len() + changed.len();
+        let mut out = BitWriter::new();
+        if entities == 0 {
+            return Some(Self {
+                bits: out.take(),
+                entities,
+            });
         }
-        bits.write_bit(false);
+        let mut ids = IdCoder::default();
+        out.write_bit(true);
+        for &net in &gone {
+            out.write_bit(true);
+            ids.write(net, &mut out);
+        }
+        out.write_bit(false);
         let mut ids = IdCoder::default();
         let mut is_shareable = true;
         for &(net, record) in &changed {
             let base = Knowledge::StateOf(baseline).base(record, baseline);
-            bits.write_bit(true);
-            ids.write(net, &mut bits);
-            base.write(tick, &mut bits);
-            write_record(archive, record, base, baseline, &mut bits, |_, bytes| {
+            out.write_bit(true);
+            ids.write(net, &mut out);
+            base.write(pass.tick, &mut out);
+            write_record(archive, record, base, baseline, &mut out, |_, bytes| {
                 is_shareable &= bytes.len() <= MAX_INLINE_BYTES;
                 false
             });
-            if !is_shareable {
+            if !is_shareable || out.bit_len() > pass.end {
                 return None;
             }
         }
-        bits.write_bit(false);
+        out.write_bit(false);
         Some(Self {
-            bits: bits.take(),
-            entities: gone.len() + changed.len(),
+            bits: out.take(),
+            entities,
         })
     }
 }

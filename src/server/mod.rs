@@ -74,9 +74,12 @@ impl Default for ServerConfig {
 /// ```no_run
 /// # use bevy::prelude::*;
 /// # use bevy_tandem::prelude::*;
+/// use bevy_tandem::headless::HeadlessPlugin;
+///
 /// # fn game(_: &mut App) {}
 /// App::new()
-///     .add_plugins((MinimalPlugins, TandemServerPlugins::listen("0.0.0.0:5000"), game))
+///     .add_plugins((MinimalPlugins, HeadlessPlugin::default()))
+///     .add_plugins((TandemServerPlugins::listen("0.0.0.0:5000"), game))
 ///     .run();
 /// ```
 #[derive(Clone, Default)]
