@@ -126,7 +126,9 @@ fn play(seed: u64) -> Vec<String> {
             }
             3 if !crates.is_empty() => {
                 let moved = crates[rng.usize(..crates.len())];
-                world.entity_mut(moved).insert(InRoom(rooms[rng.usize(..2)]));
+                world
+                    .entity_mut(moved)
+                    .insert(InRoom(rooms[rng.usize(..2)]));
             }
             4 => {
                 let sessions: Vec<_> = world
@@ -218,7 +220,10 @@ fn conditions_act_on_both_ways_of_a_link() {
     );
     assert!((0.15..0.35).contains(&stats.loss), "{}", stats.loss);
     let share = stats.snapshots as f32 / 300.0;
-    assert!((0.65..0.85).contains(&share), "snapshots that came: {share}");
+    assert!(
+        (0.65..0.85).contains(&share),
+        "snapshots that came: {share}"
+    );
     let session = net.session(ada).unwrap();
     let told = net
         .server

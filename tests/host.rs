@@ -97,7 +97,9 @@ fn other_place(app: &mut App) -> f32 {
 fn host_session(net: &mut TestNet) -> Entity {
     let world = net.server.world_mut();
     let mut sessions = world.query::<(Entity, &Session)>();
-    let found = sessions.iter(world).find(|(_, session)| session.name == "Ada");
+    let found = sessions
+        .iter(world)
+        .find(|(_, session)| session.name == "Ada");
     found.unwrap().0
 }
 
@@ -124,10 +126,7 @@ fn the_host_joins_like_everybody_and_needs_no_link() {
 #[test]
 fn both_players_steer_what_they_own() {
     let (mut net, bob) = match_with_one_guest();
-    net.server
-        .world_mut()
-        .resource_mut::<LocalInput<Steer>>()
-        .0 = Steer(1);
+    net.server.world_mut().resource_mut::<LocalInput<Steer>>().0 = Steer(1);
     net.client(bob)
         .world_mut()
         .resource_mut::<LocalInput<Steer>>()
@@ -135,17 +134,11 @@ fn both_players_steer_what_they_own() {
     net.run(Ticks(60));
     assert_eq!(own_place(&mut net.server), 60.0 * 0.125, "in every tick");
     let before = own_place(&mut net.server);
-    net.server
-        .world_mut()
-        .resource_mut::<LocalInput<Steer>>()
-        .0 = Steer(100);
+    net.server.world_mut().resource_mut::<LocalInput<Steer>>().0 = Steer(100);
     net.run(Ticks(10));
     let moved = own_place(&mut net.server) - before;
     assert_eq!(moved, 10.0 * 0.125, "inputs are checked like anybody's");
-    net.server
-        .world_mut()
-        .resource_mut::<LocalInput<Steer>>()
-        .0 = Steer(0);
+    net.server.world_mut().resource_mut::<LocalInput<Steer>>().0 = Steer(0);
     net.client(bob)
         .world_mut()
         .resource_mut::<LocalInput<Steer>>()
@@ -213,9 +206,7 @@ fn messages_reach_the_host_and_come_from_it() {
                 } else {
                     net.client(bob)
                 };
-                let mut messages = app
-                    .world_mut()
-                    .resource_mut::<Messages<FromServer<Chat>>>();
+                let mut messages = app.world_mut().resource_mut::<Messages<FromServer<Chat>>>();
                 *heard += messages.drain().count();
             }
         }
@@ -239,10 +230,7 @@ fn ownership_may_change_between_host_and_guest() {
     net.run(Ticks(20));
     let world = net.server.world();
     assert!(world.get::<Owned>(guests).is_some() && world.get::<Owned>(hosts).is_none());
-    net.server
-        .world_mut()
-        .resource_mut::<LocalInput<Steer>>()
-        .0 = Steer(1);
+    net.server.world_mut().resource_mut::<LocalInput<Steer>>().0 = Steer(1);
     net.run(Ticks(20));
     assert_eq!(net.server.world().get::<Place>(guests).unwrap().0, 2.5);
     net.server

@@ -334,11 +334,18 @@ fn a_player_who_falls_silent_lets_go_of_the_keys() {
     let mut net = TestNet::new(game, LinkConditions::default());
     let ada = net.join("ada");
     net.run(Ticks(60));
-    net.client(ada).world_mut().resource_mut::<LocalInput<Steer>>().0 = Steer(1);
+    net.client(ada)
+        .world_mut()
+        .resource_mut::<LocalInput<Steer>>()
+        .0 = Steer(1);
     net.run(Ticks(10));
     net.pause(ada, true);
     net.run(Ticks(100));
     let stopped = server_x(&mut net);
     net.run(Ticks(60));
-    assert_eq!(server_x(&mut net), stopped, "the last input is not repeated for ever");
+    assert_eq!(
+        server_x(&mut net),
+        stopped,
+        "the last input is not repeated for ever"
+    );
 }
