@@ -272,7 +272,8 @@ fn the_host_player_may_leave_while_the_match_goes_on() {
             DisconnectReason::ClientLeft
         };
         net.run(Ticks(30));
-        assert_eq!(net.server.world().resource::<Log>().left, [reason.clone()]);
+        let left = &net.server.world().resource::<Log>().left;
+        assert_eq!(left, std::slice::from_ref(&reason));
         assert_eq!(
             net.server.world().resource::<Connection>().state(),
             &ConnectionState::Disconnected {

@@ -383,23 +383,32 @@ fn components_that_the_simulation_inserts_are_predicted_from_then_on() {
         before,
         "both sides insert and remove it in the same ticks"
     );
-    // Rolled back to before the insertion, it is not there.
-    shoot(&mut net, ada, 1);
+}
+
+/// Has a ship fire its first shot, moves it on the server so that the client replays from before that, and compares
+/// what the client then has in each tick with what the server had.
+fn compare_after_a_replay<C: Component + Clone + PartialEq + std::fmt::Debug>(
+    net: &mut TestNet,
+    client: TestClientId,
+) {
+    let before = stats(net, client).reconciliations;
+    shoot(net, client, 1);
     let world = net.server.world_mut();
     let mut ships = world.query_filtered::<&mut Place, With<Ship>>();
     ships.single_mut(world).unwrap().0 -= 3.0;
+    let value = |app: &mut App| {
+        let world = app.world_mut();
+        let mut ships = world.query_filtered::<Option<&C>, With<Ship>>();
+        ships.single(world).unwrap().cloned()
+    };
     let (mut shown, mut real) = (HashMap::new(), HashMap::new());
     for _ in 0..80 {
         net.run(Ticks(1));
-        let is_corrected = stats(&mut net, ada).reconciliations > before;
-        if is_corrected {
-            let place = places::<With<Ship>>(net.client(ada))[0].1;
-            shown.insert(tick(net.client(ada)), place);
+        if stats(net, client).reconciliations > before {
+            let app = net.client(client);
+            shown.insert(tick(app), value(app));
         }
-        real.insert(
-            tick(&net.server),
-            places::<With<Ship>>(&mut net.server)[0].1,
-        );
+        real.insert(tick(&net.server), value(&mut net.server));
     }
     let mut compared = 0;
     for (tick, shown) in &shown {
@@ -409,7 +418,43 @@ fn components_that_the_simulation_inserts_are_predicted_from_then_on() {
         }
     }
     assert!(compared > 40, "{compared}");
-    assert_eq!(stats(&mut net, ada).reconciliations, before + 1);
+    assert_eq!(stats(net, client).reconciliations, before + 1);
+}
+
+#[test]
+fn a_replay_from_before_an_insertion_begins_without_the_component() {
+    let mut net = TestNet::new(game, link(60));
+    let ada = net.join("Ada");
+    net.run(Ticks(120));
+    compare_after_a_replay::<Place>(&mut net, ada);
+}
+
+#[test]
+fn what_does_not_exist_yet_takes_no_part_in_a_replay() {
+    /// Grows by the number of bullets in every tick.
+    #[derive(Component, Clone, Debug, PartialEq, Serialize, Deserialize)]
+    struct Heat(usize);
+    fn hot(app: &mut App) {
+        game(app);
+        app.replicate::<Heat>().predict();
+        app.add_systems(
+            FixedUpdate,
+            (|mut ships: Query<&mut Heat, With<Simulated>>,
+              bullets: Query<(), (With<Bullet>, With<Simulated>)>| {
+                for mut heat in &mut ships {
+                    heat.0 += bullets.iter().count();
+                }
+            })
+            .after(fire),
+        );
+    }
+    let mut net = TestNet::new(hot, link(60));
+    let ada = net.join("Ada");
+    net.run(Ticks(60));
+    let ship = places::<With<Ship>>(&mut net.server)[0].0;
+    net.server.world_mut().entity_mut(ship).insert(Heat(0));
+    net.run(Ticks(60));
+    compare_after_a_replay::<Heat>(&mut net, ada);
 }
 
 #[test]
