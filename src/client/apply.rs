@@ -8,7 +8,7 @@ use super::interpolate::{self, Playhead};
 use super::predict::{self, PredictionFns};
 use super::stats::ClientStats;
 use crate::protocol::layout::{ComponentId, Layouts, Meta, NetId, PredictedBy};
-use crate::protocol::replica::{Change, Replica, SnapshotError, Taken, ValueRef};
+use crate::protocol::replica::{Change, Replica, ReplicaEntity, SnapshotError, Taken, ValueRef};
 use crate::registry::{ComponentRule, Registry};
 use crate::replication::{Interpolated, Owned, Owner, Predicted, Replicated, Simulated, SpawnKey};
 use crate::schedule::{CurrentTick, TandemSystems};
@@ -487,7 +487,7 @@ fn retell(world: &mut World, mirror: &mut Mirror, net: NetId, tick: Tick) {
         .replica
         .entity(net)
         .into_iter()
-        .flat_map(|entity| entity.values());
+        .flat_map(ReplicaEntity::values);
     let retold: Vec<_> = values
         .map(|(component, _)| Change::Set(net, component))
         .collect();

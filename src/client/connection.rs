@@ -12,7 +12,7 @@ use crate::message;
 use crate::peer::{CONTROL_CHANNEL, ChunkKind, Peer, Side};
 use crate::protocol::clock::{ClockSettings, ClockSync};
 use crate::protocol::handshake::{
-    Control, DisconnectReason, Hello, WIRE_VERSION, explain_mismatch, fingerprint,
+    Control, DisconnectReason, Hello, MAX_NAME_CHARS, WIRE_VERSION, explain_mismatch, fingerprint,
 };
 use crate::protocol::input::EncodeLimits;
 use crate::protocol::interpolation::{Timeline, TimelineSettings};
@@ -363,6 +363,11 @@ fn check_time(world: &World, link: &Link, now: Duration) -> Result<(), Disconnec
 /// Says who this is, once the link is there.
 fn greet(world: &mut World) {
     if !world.contains_resource::<Link>() {
+        return;
+    }
+    // The server refuses others too, but one this long does not even fit a message to it.
+    if world.resource::<Settings>().0.name.len() > 4 * MAX_NAME_CHARS {
+        end(world, DisconnectReason::InvalidName);
         return;
     }
     let now = world.resource::<Time<Real>>().elapsed();

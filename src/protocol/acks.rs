@@ -455,6 +455,40 @@ mod tests {
     }
 
     #[test]
+    fn what_is_withheld_is_not_acknowledged_but_remembered() {
+        let (mut ada, mut bob) = (AckTracker::new(), AckTracker::new());
+        let headers: Vec<_> = (0..4).map(|n| ada.next_header(ms(n))).collect();
+        for at in [0, 3, 1, 2] {
+            assert_eq!(
+                bob.handle_header(ms(10), headers[at], ignore),
+                Received::New
+            );
+        }
+        bob.withhold(1);
+        bob.withhold(3); // the newest: cannot be
+        bob.withhold(500); // never came
+        let mut acked = HashSet::new();
+        let answer = bob.next_header(ms(10));
+        ada.handle_header(ms(20), answer, |delivery| {
+            if let Delivery::Acked(seq) = delivery {
+                acked.insert(seq);
+            }
+        });
+        assert_eq!(acked, HashSet::from([0, 2, 3]));
+        assert_eq!(
+            bob.handle_header(ms(11), headers[1], ignore),
+            Received::Duplicate,
+            "it was seen all the same"
+        );
+        bob.handle_header(ms(12), ada.next_header(ms(12)), ignore);
+        assert_eq!(
+            bob.handle_header(ms(13), headers[1], ignore),
+            Received::Duplicate,
+            "also when newer ones have come"
+        );
+    }
+
+    #[test]
     fn nothing_received_acks_nothing() {
         let (mut ada, mut bob) = (AckTracker::new(), AckTracker::new());
         ada.next_header(ms(0)); // number 0, which an all-zero acknowledgement must not mean
