@@ -213,9 +213,10 @@ impl View {
 
     /// Ids that were given up at or before this tick are no longer of interest to this client.
     pub fn forgotten_before(&self) -> Tick {
-        self.exceptions
-            .values()
-            .filter_map(|exception| match exception.knowledge {
+        // Gone ones are active; the backlog, which may be long, has none.
+        self.active
+            .iter()
+            .filter_map(|net| match self.exceptions.get(net)?.knowledge {
                 Knowledge::Gone { after } => Some(after),
                 _ => None,
             })
