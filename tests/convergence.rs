@@ -827,9 +827,8 @@ fn converge(seed: u64) {
 fn run_share(part: u64, parts: u64) {
     if let Some(seed) = variable::<u64>("CONVERGENCE_SEED") {
         return if seed % parts == part {
-            converge(seed)
+            converge(seed);
         } else {
-            ()
         };
     }
     let cases = variable("CONVERGENCE_CASES").unwrap_or(4_000);
