@@ -538,6 +538,7 @@ pub(crate) struct Registry {
 #[derive(Clone, Copy)]
 pub(crate) struct ComponentEntry {
     type_id: TypeId,
+    pub name: &'static str,
     describe: fn(&World) -> String,
     layout: fn(&World) -> Layout,
     pub is_predicted: fn(&World) -> bool,
@@ -598,9 +599,9 @@ impl Registry {
         components.chain(inputs).chain(messages).collect()
     }
 
-    fn push_component(&mut self, entry: ComponentEntry, name: &str) -> ComponentId {
+    fn push_component(&mut self, entry: ComponentEntry) -> ComponentId {
         self.check(
-            name,
+            entry.name,
             self.components
                 .iter()
                 .any(|other| other.type_id == entry.type_id),
@@ -650,6 +651,7 @@ where
 {
     let entry = ComponentEntry {
         type_id: TypeId::of::<C>(),
+        name: type_name::<C>(),
         describe: |world| world.resource::<ComponentRule<C>>().describe(),
         layout: |world| world.resource::<ComponentRule<C>>().layout(),
         is_predicted: |world| world.resource::<ComponentRule<C>>().predicted,
@@ -658,7 +660,7 @@ where
         server: server::collect::ComponentFns::of::<C>(),
         client: client::apply::ComponentFns::of::<C>(),
     };
-    let id = Registry::of(app).push_component(entry, type_name::<C>());
+    let id = Registry::of(app).push_component(entry);
     app.insert_resource(ComponentRule::<C> {
         id,
         codec: Codec::Serialized {

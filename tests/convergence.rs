@@ -5,7 +5,7 @@
 //!
 //!     CONVERGENCE_SEED=123 cargo test --test convergence random_worlds_converge
 //!
-//! `CONVERGENCE_CASES` sets the number of worlds (default 1,200).
+//! `CONVERGENCE_CASES` sets the number of worlds (default 4,000).
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::rc::Rc;
@@ -381,10 +381,6 @@ impl Server {
         }
         let (_, entity) = self.world.get_mut(&net).expect("it was spawned");
         entity.components.insert(id, value);
-    }
-
-    fn set_word(&mut self, net: NetId, word: u32) {
-        self.set(net, ComponentId(0), Value::Words([word].into()));
     }
 
     fn remove(&mut self, net: NetId, id: ComponentId) {
@@ -831,12 +827,11 @@ fn converge(seed: u64) {
 fn run_share(part: u64, parts: u64) {
     if let Some(seed) = variable::<u64>("CONVERGENCE_SEED") {
         return if seed % parts == part {
-            converge(seed)
+            converge(seed);
         } else {
-            ()
         };
     }
-    let cases = variable("CONVERGENCE_CASES").unwrap_or(1_200);
+    let cases = variable("CONVERGENCE_CASES").unwrap_or(4_000);
     for seed in (0..cases).filter(|seed| seed % parts == part) {
         converge(seed);
     }
@@ -850,4 +845,414 @@ fn random_worlds_converge_even() {
 #[test]
 fn random_worlds_converge_odd() {
     run_share(1, 2);
+}
+
+/// One client whose snapshots are delivered and acknowledged by hand.
+struct Pair {
+    server: Archive,
+    view: View,
+    replica: Replica,
+    tick: Tick,
+    seq: u16,
+}
+
+/// A snapshot on its way.
+struct Snapshot {
+    seq: u16,
+    bytes: Vec<u8>,
+    encoded: Encoded,
+    apart: Vec<ApartValue>,
+}
+
+const AMPLE: usize = 100_000;
+const NUMBER: ComponentId = ComponentId(0);
+const TEXT: ComponentId = ComponentId(1);
+
+impl Pair {
+    /// The client sees the global partition.
+    fn new() -> Self {
+        Self::with_layouts(vec![
+            Layout::Words([Field::linear(16)].into()),
+            Layout::Bytes,
+            Layout::Bytes,
+            Layout::Bytes,
+            Layout::Bytes,
+        ])
+    }
+
+    fn with_layouts(layouts: Vec<Layout>) -> Self {
+        let layouts = Layouts::new(layouts);
+        let server = Archive::new(layouts.clone());
+        let mut view = View::new(Tick(100));
+        view.set_partitions(&server, Tick(100), &[PartitionId::GLOBAL]);
+        Self {
+            server,
+            view,
+            replica: Replica::new(layouts, MAX_ENTITIES),
+            tick: Tick(100),
+            seq: 0,
+        }
+    }
+
+    fn spawn(&mut self, partition: PartitionId, priority: f32) -> NetId {
+        self.server
+            .spawn(self.tick, partition, Meta::default(), priority)
+    }
+
+    fn set_text(&mut self, net: NetId, component: ComponentId, text: &[u8]) {
+        self.server.set_bytes(self.tick, net, component, text);
+    }
+
+    fn move_to(&mut self, net: NetId, partition: PartitionId) {
+        self.server.move_to(self.tick, net, partition);
+    }
+
+    fn see(&mut self, partitions: &[PartitionId]) {
+        self.view
+            .set_partitions(&self.server, self.tick, partitions);
+    }
+
+    /// Ends the tick with a snapshot.
+    fn encode(&mut self, max_bytes: usize) -> Snapshot {
+        self.seq += 1;
+        let budget = SnapshotBudget {
+            max_bytes,
+            resend_after: Ticks(8),
+        };
+        let (mut out, mut apart) = (BitWriter::new(), Vec::new());
+        let encoded = self.view.encode(
+            &self.server,
+            self.tick,
+            self.seq,
+            None,
+            budget,
+            &mut BlockCache::default(),
+            &mut out,
+            &mut apart,
+        );
+        self.tick += Ticks(1);
+        Snapshot {
+            seq: self.seq,
+            bytes: out.finish().to_vec(),
+            encoded,
+            apart,
+        }
+    }
+
+    fn deliver(&mut self, snapshot: &Snapshot) -> Vec<Change> {
+        let mut changes = Vec::new();
+        self.replica
+            .handle_snapshot(self.tick, &snapshot.bytes, &mut changes)
+            .expect("a snapshot that can be used");
+        changes
+    }
+
+    fn deliver_messages(&mut self, snapshot: &Snapshot) {
+        for value in &snapshot.apart {
+            self.replica.handle_apart(value.clone(), &mut Vec::new());
+        }
+    }
+
+    fn ack(&mut self, snapshot: &Snapshot) {
+        self.view.handle_ack(snapshot.seq);
+    }
+
+    /// A snapshot that arrives, with its acknowledgement and messages.
+    fn exchange(&mut self, max_bytes: usize) -> Snapshot {
+        let snapshot = self.encode(max_bytes);
+        self.deliver(&snapshot);
+        self.deliver_messages(&snapshot);
+        self.ack(&snapshot);
+        snapshot
+    }
+
+    fn settle(&mut self, max_bytes: usize) {
+        for _ in 0..1_000 {
+            let snapshot = self.exchange(max_bytes);
+            if snapshot.encoded.complete && snapshot.encoded.entities == 0 {
+                assert_eq!(self.view.exceptions(), 0);
+                return;
+            }
+        }
+        panic!("there is always something left to say");
+    }
+
+    fn count(&self) -> usize {
+        self.replica.entities().count()
+    }
+
+    fn text(&self, net: NetId, component: ComponentId) -> Option<Vec<u8>> {
+        match self.replica.entity(net)?.value(component)? {
+            ValueRef::Bytes(bytes) => Some(bytes.to_vec()),
+            ValueRef::Words(_) => None,
+        }
+    }
+}
+
+#[test]
+fn news_that_a_later_snapshot_lacks_are_not_taken_for_known() {
+    let mut pair = Pair::new();
+    let important = pair.spawn(PartitionId::GLOBAL, 10.0);
+    let other = pair.spawn(PartitionId::GLOBAL, 1.0);
+    pair.settle(AMPLE);
+    pair.set_text(important, TEXT, &[1; 100]);
+    pair.set_text(other, TEXT, &[1; 100]);
+    let _lost = pair.encode(150); // makes an exception of the other
+    let first = pair.encode(AMPLE);
+    pair.set_text(important, TEXT, &[2; 100]);
+    pair.set_text(other, TEXT, &[2; 100]);
+    let second = pair.encode(150);
+    assert!(!second.encoded.complete, "the other was left out");
+    pair.deliver(&first);
+    pair.deliver(&second);
+    pair.ack(&first);
+    pair.ack(&second);
+    pair.settle(AMPLE);
+    assert_eq!(pair.text(other, TEXT), Some(vec![2; 100]));
+}
+
+#[test]
+fn what_is_sent_but_lost_is_not_taken_for_known_with_the_next_snapshot() {
+    let mut pair = Pair::new();
+    let important = pair.spawn(PartitionId::GLOBAL, 10.0);
+    let other = pair.spawn(PartitionId::GLOBAL, 1.0);
+    pair.settle(AMPLE);
+    pair.set_text(important, TEXT, &[1; 100]);
+    pair.set_text(other, TEXT, &[1; 100]);
+    let _lost = pair.encode(150);
+    let first = pair.encode(AMPLE);
+    pair.set_text(other, TEXT, &[2; 100]);
+    let _lost = pair.encode(AMPLE);
+    let third = pair.encode(AMPLE);
+    assert!(!third.encoded.complete, "news on their way are not there");
+    pair.deliver(&first);
+    pair.deliver(&third);
+    pair.ack(&first);
+    pair.ack(&third);
+    pair.settle(AMPLE);
+    assert_eq!(pair.text(other, TEXT), Some(vec![2; 100]));
+}
+
+#[test]
+fn a_despawn_that_an_acknowledged_snapshot_lacks_is_told_again() {
+    let mut pair = Pair::new();
+    let nets: Vec<_> = (0..60)
+        .map(|_| pair.spawn(PartitionId::GLOBAL, 1.0))
+        .collect();
+    pair.settle(AMPLE);
+    for net in nets {
+        pair.server.despawn(pair.tick, net);
+    }
+    let without_all = pair.encode(20);
+    let _lost = pair.encode(AMPLE);
+    pair.deliver(&without_all);
+    pair.ack(&without_all);
+    assert_ne!(pair.count(), 0);
+    pair.settle(AMPLE);
+    assert_eq!(pair.count(), 0);
+}
+
+#[test]
+fn an_id_is_not_given_out_again_before_its_despawn_is_told() {
+    let mut pair = Pair::new();
+    let net = pair.spawn(PartitionId::GLOBAL, 1.0);
+    pair.settle(AMPLE);
+    pair.server.despawn(pair.tick, net);
+    pair.tick += Ticks(1);
+    let full = pair.exchange(0);
+    assert!(!full.encoded.complete);
+    pair.server.reclaim(pair.view.forgotten_before());
+    let other = pair.spawn(PartitionId::GLOBAL, 1.0);
+    assert_ne!(other, net);
+    pair.settle(AMPLE);
+    assert!(pair.replica.entity(net).is_none());
+    pair.server.reclaim(pair.view.forgotten_before());
+    assert_eq!(pair.spawn(PartitionId::GLOBAL, 1.0), net);
+}
+
+#[test]
+fn an_entity_that_comes_back_before_its_leaving_was_told_is_there() {
+    let mut pair = Pair::new();
+    let elsewhere = pair.server.add_partition();
+    let net = pair.spawn(PartitionId::GLOBAL, 1.0);
+    pair.settle(AMPLE);
+    pair.move_to(net, elsewhere);
+    pair.exchange(0); // no room to tell
+    pair.move_to(net, PartitionId::GLOBAL);
+    pair.settle(AMPLE);
+    assert!(pair.replica.entity(net).is_some());
+}
+
+#[test]
+fn what_is_hidden_while_it_waits_to_be_sent_again_is_taken_away() {
+    let mut pair = Pair::new();
+    let net = pair.spawn(PartitionId::GLOBAL, 1.0);
+    pair.settle(AMPLE);
+    pair.view.resync(&pair.server, pair.tick);
+    pair.see(&[]);
+    pair.settle(AMPLE);
+    assert!(pair.replica.entity(net).is_none());
+}
+
+#[test]
+fn an_entity_that_moves_between_seen_partitions_stays() {
+    for into_global in [true, false] {
+        let mut pair = Pair::new();
+        let room = pair.server.add_partition();
+        let (from, to) = if into_global {
+            (room, PartitionId::GLOBAL)
+        } else {
+            (PartitionId::GLOBAL, room)
+        };
+        pair.see(&[PartitionId::GLOBAL, room]);
+        let net = pair.spawn(from, 1.0);
+        pair.settle(AMPLE);
+        pair.move_to(net, to);
+        let snapshot = pair.encode(AMPLE);
+        assert_eq!(pair.deliver(&snapshot), [], "nothing happens to it");
+        pair.ack(&snapshot);
+        pair.settle(AMPLE);
+        assert!(pair.replica.entity(net).is_some());
+    }
+}
+
+#[test]
+fn a_snapshot_is_incomplete_as_long_as_whole_entities_wait() {
+    let mut pair = Pair::new();
+    let room = pair.server.add_partition();
+    for _ in 0..300 {
+        pair.spawn(room, 1.0);
+    }
+    pair.settle(AMPLE);
+    pair.see(&[room]);
+    loop {
+        let snapshot = pair.exchange(AMPLE);
+        assert_eq!(snapshot.encoded.complete, pair.count() == 300);
+        if pair.count() == 300 {
+            break;
+        }
+    }
+}
+
+#[test]
+fn a_value_that_goes_apart_only_when_crowded_arrives_either_way() {
+    let mut pair = Pair::new();
+    let net = pair.spawn(PartitionId::GLOBAL, 1.0);
+    for component in 1..=4 {
+        pair.set_text(net, ComponentId(component), &[component; 200]);
+    }
+    for max_bytes in [300, AMPLE, 300] {
+        pair.settle(max_bytes);
+        for component in 1..=4 {
+            let text = pair.text(net, ComponentId(component));
+            assert_eq!(text, Some(vec![component; 200]), "with {max_bytes} bytes");
+        }
+        pair.view.resync(&pair.server, pair.tick);
+    }
+}
+
+#[test]
+fn a_large_value_may_overtake_the_snapshot_in_which_its_entity_goes_for_a_while() {
+    let mut pair = Pair::new();
+    let elsewhere = pair.server.add_partition();
+    let net = pair.spawn(PartitionId::GLOBAL, 1.0);
+    pair.set_text(net, TEXT, &[7; 5_000]);
+    pair.settle(AMPLE);
+    pair.move_to(net, elsewhere);
+    let goes = pair.encode(AMPLE);
+    pair.ack(&goes);
+    pair.move_to(net, PartitionId::GLOBAL);
+    let comes_back = pair.encode(AMPLE);
+    pair.deliver_messages(&comes_back);
+    pair.deliver(&goes);
+    assert_eq!(pair.count(), 0);
+    pair.deliver(&comes_back);
+    assert_eq!(pair.text(net, TEXT), Some(vec![7; 5_000]));
+}
+
+#[test]
+fn a_value_whose_message_could_not_be_sent_is_sent_again() {
+    let mut pair = Pair::new();
+    let net = pair.spawn(PartitionId::GLOBAL, 1.0);
+    pair.set_text(net, TEXT, &[7; 5_000]);
+    let snapshot = pair.encode(AMPLE);
+    for value in &snapshot.apart {
+        pair.view.handle_unsent(value, pair.tick);
+    }
+    pair.deliver(&snapshot);
+    pair.ack(&snapshot);
+    assert_eq!(pair.text(net, TEXT), None);
+    pair.settle(AMPLE);
+    assert_eq!(pair.text(net, TEXT), Some(vec![7; 5_000]));
+}
+
+#[test]
+fn nothing_starves() {
+    let mut pair = Pair::new();
+    let restless: Vec<_> = (0..40)
+        .map(|_| pair.spawn(PartitionId::GLOBAL, 10.0))
+        .collect();
+    let humble = pair.spawn(PartitionId::GLOBAL, 0.1);
+    pair.settle(AMPLE);
+    pair.set_text(humble, TEXT, b"at last");
+    let newcomer = pair.spawn(PartitionId::GLOBAL, 0.1);
+    pair.set_text(newcomer, TEXT, &[1; 250]);
+    let goner = pair.spawn(PartitionId::GLOBAL, 0.1);
+    pair.server.despawn(pair.tick, goner);
+    for round in 0..2_000_u32 {
+        for &net in &restless {
+            pair.set_text(net, TEXT, &[round as u8; 100]);
+        }
+        pair.exchange(300);
+        if pair.text(humble, TEXT).is_some() && pair.text(newcomer, TEXT).is_some() {
+            return;
+        }
+    }
+    panic!("{humble:?} or {newcomer:?} never got a turn");
+}
+
+#[test]
+fn an_entity_too_large_for_one_snapshot_is_delivered() {
+    let mut pair = Pair::new();
+    let net = pair.spawn(PartitionId::GLOBAL, 1.0);
+    for component in 1..=4 {
+        pair.set_text(net, ComponentId(component), &[component; 256]);
+    }
+    for _ in 0..4 {
+        let snapshot = pair.exchange(100);
+        assert!(snapshot.bytes.len() <= 100);
+    }
+    pair.settle(100);
+    assert_eq!(pair.text(net, ComponentId(4)), Some(vec![4; 256]));
+}
+
+#[test]
+fn entities_that_never_fit_are_named_and_block_nobody() {
+    let wide = Layout::Words([Field::linear(32); 32].into());
+    let mut pair = Pair::with_layouts(vec![wide, Layout::Bytes]);
+    for _ in 0..10 {
+        let net = pair.spawn(PartitionId::GLOBAL, 10.0);
+        pair.server
+            .set_words(pair.tick, net, NUMBER, &[u32::MAX; 32]);
+    }
+    let other = pair.spawn(PartitionId::GLOBAL, 1.0);
+    for _ in 0..10 {
+        let snapshot = pair.exchange(100);
+        assert!(snapshot.bytes.len() <= 100);
+        assert!(snapshot.encoded.oversized.is_some());
+    }
+    assert!(pair.replica.entity(other).is_some());
+}
+
+#[test]
+fn an_idle_world_costs_but_a_header() {
+    let mut pair = Pair::new();
+    for _ in 0..1_000 {
+        let net = pair.spawn(PartitionId::GLOBAL, 1.0);
+        pair.server.set_words(pair.tick, net, NUMBER, &[5]);
+    }
+    pair.settle(1_100);
+    let idle = pair.exchange(1_100);
+    assert_eq!(idle.encoded.entities, 0);
+    assert!(idle.bytes.len() <= 4, "{} bytes", idle.bytes.len());
 }

@@ -428,6 +428,14 @@ fn find_mistakes(
                 let value = entity.and_then(|entity| entity.value(*id));
                 let comparison =
                     (fns.compare)(world, local.entity, confirmed, value, mirror.locals());
+                if comparison.is_wrong {
+                    debug!(
+                        "{} of {}: the prediction for tick {confirmed} was wrong, by {:?} units",
+                        world.resource::<Registry>().components[usize::from(id.0)].name,
+                        local.entity,
+                        comparison.error,
+                    );
+                }
                 is_wrong |= comparison.is_wrong;
                 errors.extend(comparison.error);
             }

@@ -62,7 +62,6 @@ pub(super) struct Record {
 #[derive(Debug)]
 pub(super) struct Stored {
     pub id: ComponentId,
-    pub added: Tick,
     pub changed: Tick,
     pub value: StoredValue,
 }
@@ -114,7 +113,8 @@ impl Archive {
         }
     }
 
-    /// Adds an entity. `priority` weighs it against others when not everything fits; 1 is usual.
+    /// Adds an entity. `priority` weighs it against others when not everything fits: 1 is usual, and 0.01 to 100 are
+    /// the bounds, so that nothing waits forever.
     ///
     /// In a partition that was closed, it becomes global.
     pub fn spawn(
@@ -138,7 +138,7 @@ impl Archive {
         self.records[net.0 as usize] = Some(Record {
             partition,
             meta,
-            priority,
+            priority: bounded(priority),
             entered: tick,
             structure_changed: tick,
             changed: tick,
@@ -188,14 +188,18 @@ impl Archive {
         }
     }
 
-    /// Sets the weight of an entity against others when not everything fits.
+    /// Sets the weight of an entity against others when not everything fits; see [`Self::spawn`].
     pub fn set_priority(&mut self, net: NetId, priority: f32) {
         if let Some(record) = self.record_mut(net) {
-            record.priority = priority;
+            record.priority = bounded(priority);
         }
     }
 
     /// Sets a quantised component. A value that quantises to the one before is no change.
+    ///
+    /// # Panics
+    ///
+    /// When there are not as many words as the component's layout has fields.
     pub fn set_words(&mut self, tick: Tick, net: NetId, id: ComponentId, words: &[u32]) {
         let changed = self.with_component(tick, net, id, |value| match value {
             StoredValue::Words(history) => history.push(tick, words),
@@ -368,7 +372,6 @@ impl Archive {
             Err(index) => {
                 let stored = Stored {
                     id,
-                    added: tick,
                     changed: tick,
                     value: empty,
                 };
@@ -440,4 +443,11 @@ impl Archive {
             None => self.partition_mut(partition).newest_change = older,
         }
     }
+}
+
+fn bounded(priority: f32) -> f32 {
+    if priority.is_nan() {
+        return 1.0;
+    }
+    priority.clamp(0.01, 100.0)
 }

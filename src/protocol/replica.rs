@@ -401,3 +401,34 @@ impl Value {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_that_nobody_mentions_do_not_pile_up() {
+        let mut replica = Replica::new(Layouts::new([Layout::Bytes]), 10);
+        for net in 0..200_000 {
+            let value = ApartValue {
+                net: NetId(net),
+                component: ComponentId(0),
+                version: 0,
+                bytes: Bytes::new(),
+            };
+            replica.early.push_back(value);
+            replica.early_bytes += size_of::<ApartValue>();
+        }
+        replica.handle_apart(
+            ApartValue {
+                net: NetId(0),
+                component: ComponentId(0),
+                version: 1,
+                bytes: vec![0; 1_000].into(),
+            },
+            &mut Vec::new(),
+        );
+        assert!(replica.early_bytes <= MAX_EARLY_BYTES);
+        assert_eq!(replica.early.back().map(|early| early.version), Some(1));
+    }
+}

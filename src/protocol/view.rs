@@ -213,9 +213,10 @@ impl View {
 
     /// Ids that were given up at or before this tick are no longer of interest to this client.
     pub fn forgotten_before(&self) -> Tick {
-        self.exceptions
-            .values()
-            .filter_map(|exception| match exception.knowledge {
+        // Gone ones are active; the backlog, which may be long, has none.
+        self.active
+            .iter()
+            .filter_map(|net| match self.exceptions.get(net)?.knowledge {
                 Knowledge::Gone { after } => Some(after),
                 _ => None,
             })
@@ -875,37 +876,129 @@ fn write_record(
         snapshot::write_structure(record.meta, ids, out);
     }
     for stored in &record.components {
-        // A component that was removed and added again is new, whatever its value was before.
-        let known = known.filter(|&known| !stored.added.is_newer_than(known));
-        if base != Base::Nothing {
-            let is_new = known.is_none_or(|known| stored.changed.is_newer_than(known));
+        if let Some(known) = known {
+            let is_new = stored.changed.is_newer_than(known);
             out.write_bit(is_new);
             if !is_new {
                 continue;
             }
         }
-        match (&stored.value, archive.layouts().get(stored.id)) {
-            (StoredValue::Words(history), Some(Layout::Words(fields))) => {
+        match &stored.value {
+            StoredValue::Words(history) => {
+                let Some(Layout::Words(fields)) = archive.layouts().get(stored.id) else {
+                    unreachable!("words are only stored for components whose layout is words");
+                };
                 let words = history.last().unwrap_or_default();
-                let base_words = known.and_then(|known| history.at(known));
-                if base != Base::Nothing {
-                    out.write_bit(base_words.is_none());
+                // A component that was removed and added again has no history from before.
+                let base = known.and_then(|known| history.at(known));
+                if known.is_some() {
+                    out.write_bit(base.is_none());
                 }
-                match base_words {
-                    Some(base_words) => quantize::write_delta(fields, base_words, words, out),
+                match base {
+                    Some(base) => quantize::write_delta(fields, base, words, out),
                     None => quantize::write_full(fields, words, out),
                 }
             }
-            (StoredValue::Bytes(bytes), _) if goes_apart(stored.id, bytes) => {
-                BytesValue::Apart {
-                    version: stored.changed.0,
-                }
-                .write(out);
+            StoredValue::Bytes(bytes) if goes_apart(stored.id, bytes) => {
+                let version = stored.changed.0;
+                BytesValue::Apart { version }.write(out);
             }
-            (StoredValue::Bytes(bytes), _) => BytesValue::Inline(&bytes[..]).write(out),
-            (StoredValue::Words(_), _) => {
-                unreachable!("words are only stored for components whose layout is words")
+            StoredValue::Bytes(bytes) => BytesValue::Inline(&bytes[..]).write(out),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::layout::{Layouts, Meta};
+    use crate::wire::quantize::Field;
+
+    const BUDGET: SnapshotBudget = SnapshotBudget {
+        max_bytes: 100_000,
+        resend_after: Ticks(4),
+    };
+
+    fn archive(entities: u32) -> (Archive, Vec<NetId>) {
+        let fields = vec![Field::linear(16), Field::linear(16).joined()];
+        let layouts = [Layout::Words(fields.into()), Layout::Bytes];
+        let mut archive = Archive::new(Layouts::new(layouts));
+        let nets = (0..entities)
+            .map(|_| archive.spawn(Tick(1), PartitionId::GLOBAL, Meta::default(), 1.0))
+            .collect();
+        (archive, nets)
+    }
+
+    /// A client that was told everything at tick 2.
+    fn settled_view(archive: &Archive) -> View {
+        let mut view = View::new(Tick(1));
+        view.set_partitions(archive, Tick(1), &[PartitionId::GLOBAL]);
+        encode(&mut view, archive, Tick(2), 0);
+        view.handle_ack(0);
+        assert_eq!(view.exceptions(), 0);
+        view
+    }
+
+    fn encode(view: &mut View, archive: &Archive, tick: Tick, seq: u16) -> Vec<u8> {
+        let (mut out, mut apart) = (BitWriter::new(), Vec::new());
+        let mut cache = BlockCache::default();
+        view.encode(
+            archive, tick, seq, None, BUDGET, &mut cache, &mut out, &mut apart,
+        );
+        out.finish().to_vec()
+    }
+
+    #[test]
+    fn an_ordinary_client_gets_the_same_bytes_from_the_shared_block_as_from_its_own() {
+        let (mut archive, nets) = archive(50);
+        for &net in &nets {
+            archive.set_words(Tick(1), net, ComponentId(0), &[net.0, 7]);
+        }
+        let mut view = settled_view(&archive);
+        for (index, &net) in nets.iter().enumerate() {
+            match index % 5 {
+                0 => archive.set_words(Tick(3), net, ComponentId(0), &[9, 9]),
+                1 => archive.set_bytes(Tick(3), net, ComponentId(1), b"spear"),
+                2 => archive.remove(Tick(3), net, ComponentId(0)),
+                3 => archive.despawn(Tick(3), net),
+                _ => {}
             }
         }
+        archive.spawn(Tick(3), PartitionId::GLOBAL, Meta::default(), 1.0);
+
+        let pass = Pass {
+            archive: &archive,
+            tick: Tick(3),
+            number: view.next_number,
+            end: 100_000,
+            resend_after: BUDGET.resend_after,
+        };
+        let mut cache = BlockCache::default();
+        let (mut shared, mut own) = (BitWriter::new(), BitWriter::new());
+        let from_shared = view.encode_shared(pass, &mut cache, &mut shared);
+        let from_own = view.encode_own(pass, &mut cache, &mut own, &mut vec![], &mut vec![]);
+        assert_eq!(from_shared, Some(from_own));
+        assert_eq!(from_own.entities, 41);
+        assert_eq!(shared.take(), own.take());
+    }
+
+    #[test]
+    fn a_client_that_hops_between_rooms_makes_no_bookkeeping_grow() {
+        let (mut archive, _) = archive(0);
+        let rooms = [archive.add_partition(), archive.add_partition()];
+        for room in rooms {
+            for _ in 0..1_000 {
+                archive.spawn(Tick(1), room, Meta::default(), 1.0);
+            }
+        }
+        let mut view = View::new(Tick(5));
+        for hop in 0..100 {
+            let tick = Tick(6 + hop);
+            view.set_partitions(&archive, tick, &[rooms[hop as usize % 2]]);
+            encode(&mut view, &archive, tick, hop as u16);
+        }
+        assert!(view.exceptions.len() <= 2_000);
+        assert!(view.backlog.len() <= 1_000);
+        assert!(view.active.len() <= 4_000);
     }
 }
