@@ -385,17 +385,16 @@ fn components_that_the_simulation_inserts_are_predicted_from_then_on() {
     );
 }
 
-/// Has a ship fire its first shot, moves it on the server so that the client replays from before that, and compares
-/// what the client then has in each tick with what the server had.
+/// Has a ship fire its first shot, moves something on the server so that the client replays from before that, and
+/// compares what the ship then has in each tick on the client with what it had on the server.
 fn compare_after_a_replay<C: Component + Clone + PartialEq + std::fmt::Debug>(
     net: &mut TestNet,
     client: TestClientId,
+    moved: Entity,
 ) {
     let before = stats(net, client).reconciliations;
     shoot(net, client, 1);
-    let world = net.server.world_mut();
-    let mut ships = world.query_filtered::<&mut Place, With<Ship>>();
-    ships.single_mut(world).unwrap().0 -= 3.0;
+    net.server.world_mut().get_mut::<Place>(moved).unwrap().0 -= 3.0;
     let value = |app: &mut App| {
         let world = app.world_mut();
         let mut ships = world.query_filtered::<Option<&C>, With<Ship>>();
@@ -423,10 +422,20 @@ fn compare_after_a_replay<C: Component + Clone + PartialEq + std::fmt::Debug>(
 
 #[test]
 fn a_replay_from_before_an_insertion_begins_without_the_component() {
-    let mut net = TestNet::new(game, link(60));
-    let ada = net.join("Ada");
-    net.run(Ticks(120));
-    compare_after_a_replay::<Place>(&mut net, ada);
+    for is_ship_moved in [true, false] {
+        let mut net = TestNet::new(game, link(60));
+        let ada = net.join("Ada");
+        let ball = Ball { speed: 0.0 };
+        let ball = net
+            .server
+            .world_mut()
+            .spawn((Replicated, PredictedBy::Everyone, ball, Place(0.0)))
+            .id();
+        net.run(Ticks(120));
+        let ship = places::<With<Ship>>(&mut net.server)[0].0;
+        let moved = if is_ship_moved { ship } else { ball };
+        compare_after_a_replay::<Place>(&mut net, ada, moved);
+    }
 }
 
 #[test]
@@ -454,7 +463,7 @@ fn what_does_not_exist_yet_takes_no_part_in_a_replay() {
     let ship = places::<With<Ship>>(&mut net.server)[0].0;
     net.server.world_mut().entity_mut(ship).insert(Heat(0));
     net.run(Ticks(60));
-    compare_after_a_replay::<Heat>(&mut net, ada);
+    compare_after_a_replay::<Heat>(&mut net, ada, ship);
 }
 
 #[test]
