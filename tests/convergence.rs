@@ -5,7 +5,7 @@
 //!
 //!     CONVERGENCE_SEED=123 cargo test --test convergence random_worlds_converge
 //!
-//! `CONVERGENCE_CASES` sets the number of worlds (default 4,000).
+//! `CONVERGENCE_CASES` sets the number of worlds (default 3,000).
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::rc::Rc;
@@ -831,7 +831,7 @@ fn run_share(part: u64, parts: u64) {
         }
         return;
     }
-    let cases = variable("CONVERGENCE_CASES").unwrap_or(4_000);
+    let cases = variable("CONVERGENCE_CASES").unwrap_or(3_000);
     for seed in (0..cases).filter(|seed| seed % parts == part) {
         converge(seed);
     }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::tick::Tick;
-use crate::wire::quantize::Field;
+use crate::wire::quantize::{Field, MAX_WORDS};
 
 /// A replicated entity, as both sides name it. The server gives it out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -31,13 +31,21 @@ impl Layouts {
     ///
     /// # Panics
     ///
-    /// With more than 256 layouts.
+    /// With more than 256 layouts, or more than [`MAX_WORDS`] fields in one of them.
     pub fn new(layouts: impl IntoIterator<Item = Layout>) -> Self {
         let layouts: Arc<[_]> = layouts.into_iter().collect();
         assert!(
             layouts.len() <= 256,
             "at most 256 components can be replicated"
         );
+        for layout in layouts.iter() {
+            if let Layout::Words(fields) = layout {
+                assert!(
+                    fields.len() <= MAX_WORDS,
+                    "a quantised component has at most {MAX_WORDS} words"
+                );
+            }
+        }
         Self(layouts)
     }
 
@@ -141,8 +149,13 @@ impl History {
     }
 
     /// Appends a value; says whether it differs from the newest one.
+    ///
+    /// What was there for this tick or later ones is replaced: it came from a snapshot that broke off.
     pub fn push(&mut self, tick: Tick, words: &[u32]) -> bool {
         debug_assert_eq!(words.len() + 1, self.stride);
+        while self.len > 0 && !tick.is_newer_than(Tick(self.row(self.len - 1)[0])) {
+            self.len -= 1;
+        }
         if self.last() == Some(words) {
             return false;
         }
@@ -200,6 +213,16 @@ mod tests {
         history.forget_before(Tick(13));
         assert_eq!(history.at(Tick(11)), None);
         assert_eq!(history.at(Tick(13)), Some(&[2][..]));
+    }
+
+    #[test]
+    fn history_goes_back_to_before_a_snapshot_that_broke_off() {
+        let mut history = History::new(1);
+        history.push(Tick(10), &[1]);
+        history.push(Tick(900), &[2]);
+        assert!(history.push(Tick(11), &[2]));
+        assert_eq!(history.at(Tick(11)), Some(&[2][..]));
+        assert_eq!(history.at(Tick(10)), Some(&[1][..]));
     }
 
     #[test]

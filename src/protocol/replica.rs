@@ -4,8 +4,6 @@
 //! the server sends again whatever only it contained. That keeps a client's knowledge a straight line, and makes
 //! "acknowledged" mean "stored".
 
-use std::collections::VecDeque;
-
 use bevy::platform::collections::HashMap;
 use bytes::Bytes;
 
@@ -24,9 +22,7 @@ pub struct Replica {
     entities: HashMap<NetId, ReplicaEntity>,
     newest: Option<Tick>,
     newest_complete: Option<Tick>,
-    /// Values that came before the snapshot which mentions them, in the order in which they came.
-    early: VecDeque<ApartValue>,
-    early_bytes: usize,
+    early: EarlyValues,
     max_entities: usize,
     structure: Vec<ComponentId>,
 }
@@ -106,9 +102,45 @@ pub struct Taken {
     pub complete: bool,
 }
 
-/// Bound on values that arrive before the snapshot that mentions them. They come right before it, so this is ample;
-/// beyond it, the oldest are dropped: their entities have probably gone.
-const MAX_EARLY_BYTES: usize = 8 << 20;
+/// Values that came before the snapshot which mentions them.
+///
+/// Some are never mentioned, since their entities have gone. So values are held in two generations: when the newer one
+/// is full, the older is dropped.
+#[derive(Debug, Default)]
+struct EarlyValues {
+    newer: HashMap<(NetId, ComponentId), ApartValue>,
+    newer_bytes: usize,
+    older: HashMap<(NetId, ComponentId), ApartValue>,
+}
+
+impl EarlyValues {
+    /// For each generation. Values come right before they are mentioned, so this is ample.
+    const MAX_BYTES: usize = 4 << 20;
+
+    fn insert(&mut self, value: ApartValue) {
+        let key = (value.net, value.component);
+        self.take(key);
+        let bytes = Self::held_bytes(&value);
+        if self.newer_bytes + bytes > Self::MAX_BYTES {
+            self.older = std::mem::take(&mut self.newer);
+            self.newer_bytes = 0;
+        }
+        self.newer_bytes += bytes;
+        self.newer.insert(key, value);
+    }
+
+    fn take(&mut self, key: (NetId, ComponentId)) -> Option<ApartValue> {
+        if let Some(value) = self.newer.remove(&key) {
+            self.newer_bytes -= Self::held_bytes(&value);
+            return Some(value);
+        }
+        self.older.remove(&key)
+    }
+
+    fn held_bytes(value: &ApartValue) -> usize {
+        size_of::<ApartValue>() + value.bytes.len()
+    }
+}
 
 impl Replica {
     /// An empty copy that will hold at most `max_entities`.
@@ -118,8 +150,7 @@ impl Replica {
             entities: HashMap::default(),
             newest: None,
             newest_complete: None,
-            early: VecDeque::new(),
-            early_bytes: 0,
+            early: EarlyValues::default(),
             max_entities,
             structure: Vec::new(),
         }
@@ -224,24 +255,7 @@ impl Replica {
         }
         // Also one that is here already is kept: it is sent again for an entity that went and came back, and may
         // overtake the snapshot in which it goes.
-        self.take_early(key.0, key.1);
-        self.early_bytes += held_bytes(&value);
-        self.early.push_back(value);
-        while self.early_bytes > MAX_EARLY_BYTES
-            && let Some(oldest) = self.early.pop_front()
-        {
-            self.early_bytes -= held_bytes(&oldest);
-        }
-    }
-
-    fn take_early(&mut self, net: NetId, component: ComponentId) -> Option<ApartValue> {
-        let index = self
-            .early
-            .iter()
-            .position(|early| early.net == net && early.component == component)?;
-        let early = self.early.remove(index)?;
-        self.early_bytes -= held_bytes(&early);
-        Some(early)
+        self.early.insert(value);
     }
 
     fn read_record(
@@ -325,17 +339,12 @@ impl Replica {
             }
         }
         for id in awaited {
-            if let Some(early) = self.take_early(net, id) {
+            if let Some(early) = self.early.take((net, id)) {
                 self.handle_apart(early, changes);
             }
         }
         Ok(())
     }
-}
-
-/// What a value that came early takes up.
-fn held_bytes(value: &ApartValue) -> usize {
-    size_of::<ApartValue>() + value.bytes.len()
 }
 
 impl ReplicaEntity {
@@ -409,26 +418,18 @@ mod tests {
     #[test]
     fn values_that_nobody_mentions_do_not_pile_up() {
         let mut replica = Replica::new(Layouts::new([Layout::Bytes]), 10);
-        for net in 0..200_000 {
+        for net in 0..400_000 {
             let value = ApartValue {
                 net: NetId(net),
                 component: ComponentId(0),
                 version: 0,
                 bytes: Bytes::new(),
             };
-            replica.early.push_back(value);
-            replica.early_bytes += size_of::<ApartValue>();
+            replica.handle_apart(value, &mut Vec::new());
         }
-        replica.handle_apart(
-            ApartValue {
-                net: NetId(0),
-                component: ComponentId(0),
-                version: 1,
-                bytes: vec![0; 1_000].into(),
-            },
-            &mut Vec::new(),
-        );
-        assert!(replica.early_bytes <= MAX_EARLY_BYTES);
-        assert_eq!(replica.early.back().map(|early| early.version), Some(1));
+        let held = replica.early.newer.len() + replica.early.older.len();
+        assert!(held * size_of::<ApartValue>() <= 2 * EarlyValues::MAX_BYTES);
+        let newest = replica.early.take((NetId(399_999), ComponentId(0)));
+        assert!(newest.is_some(), "the newest are the ones that are kept");
     }
 }
