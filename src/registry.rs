@@ -472,12 +472,16 @@ impl<C: Component + Clone> ComponentRule<C> {
     /// What must be the same on both sides.
     fn describe(&self) -> String {
         let mut text = format!("component {}", without_crates(type_name::<C>()));
-        if let Codec::Quantized { fields, .. } = &self.codec {
+        if let Codec::Quantized { quantizer, fields } = &self.codec {
             let widths: Vec<_> = fields
                 .iter()
                 .map(|field| field.bits().to_string())
                 .collect();
             text += &format!(" quantized to {} bits", widths.join("+"));
+            let settings = quantizer.settings();
+            if !settings.is_empty() {
+                text += &format!(" by {settings}");
+            }
         }
         if self.predicted {
             text += ", predicted";

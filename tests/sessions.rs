@@ -874,3 +874,34 @@ fn one_server_takes_clients_of_several_transports() {
     }
     assert!(is_connected(&mut net, local));
 }
+
+#[test]
+fn quantizers_with_equal_widths_and_other_ranges_are_refused() {
+    fn coarse(app: &mut App) {
+        app.replicate::<Transform>()
+            .quantize(TransformCodec::flat(512.0, 1.0 / 4.0));
+    }
+    fn fine(app: &mut App) {
+        app.replicate::<Transform>()
+            .quantize(TransformCodec::flat(128.0, 1.0 / 16.0));
+    }
+    let mut net = TestNet::new(coarse, LinkConditions::default());
+    let ada = net.join_with(fine, ClientConfig::default());
+    net.run(Ticks(60));
+    let state = net
+        .client(ada)
+        .world()
+        .resource::<Connection>()
+        .state()
+        .clone();
+    let ConnectionState::Disconnected {
+        reason: Some(reason),
+    } = state
+    else {
+        panic!("the client is refused, not {state:?}");
+    };
+    assert!(
+        matches!(reason, DisconnectReason::ProtocolMismatch { .. }),
+        "{reason}"
+    );
+}

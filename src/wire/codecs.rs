@@ -239,6 +239,10 @@ impl TransformCodec {
 }
 
 impl Quantize<Transform> for TransformCodec {
+    fn settings(&self) -> String {
+        format!("{self:?}")
+    }
+
     fn fields(&self) -> Vec<Field> {
         let [x, y, z] = self.position;
         let mut fields = vec![x.field(), y.field().joined()];
@@ -359,6 +363,10 @@ impl QuatCodec {
 }
 
 impl Quantize<Quat> for QuatCodec {
+    fn settings(&self) -> String {
+        format!("{self:?}")
+    }
+
     fn fields(&self) -> Vec<Field> {
         self.0.fields().to_vec()
     }
@@ -407,6 +415,10 @@ impl AngleCodec {
 }
 
 impl Quantize<f32> for AngleCodec {
+    fn settings(&self) -> String {
+        format!("{self:?}")
+    }
+
     fn fields(&self) -> Vec<Field> {
         vec![self.0.field()]
     }
@@ -451,6 +463,10 @@ impl Vec2Codec {
 }
 
 impl Quantize<Vec2> for Vec2Codec {
+    fn settings(&self) -> String {
+        format!("{self:?}")
+    }
+
     fn fields(&self) -> Vec<Field> {
         vec![self.0.field(), self.0.field().joined()]
     }
@@ -491,6 +507,10 @@ impl Vec3Codec {
 }
 
 impl Quantize<Vec3> for Vec3Codec {
+    fn settings(&self) -> String {
+        format!("{self:?}")
+    }
+
     fn fields(&self) -> Vec<Field> {
         let field = self.0.field();
         vec![field, field.joined(), field.joined()]
@@ -534,6 +554,10 @@ impl FloatCodec {
 }
 
 impl Quantize<f32> for FloatCodec {
+    fn settings(&self) -> String {
+        format!("{self:?}")
+    }
+
     fn fields(&self) -> Vec<Field> {
         vec![self.0.field()]
     }
@@ -575,6 +599,14 @@ impl<T: Integer> IntCodec<T> {
 }
 
 impl<T: Integer> Quantize<T> for IntCodec<T> {
+    fn settings(&self) -> String {
+        format!(
+            "IntCodec({:x}..={:x})",
+            self.min.to_ordered(),
+            self.max.to_ordered()
+        )
+    }
+
     fn fields(&self) -> Vec<Field> {
         vec![Field::linear(bits_for(self.span()))]
     }

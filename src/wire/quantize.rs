@@ -112,6 +112,13 @@ pub trait Quantize<T>: Send + Sync + 'static {
         self.fields().len()
     }
 
+    /// What, besides the fields, must be the same on both sides: ranges and precisions, say, as text.
+    ///
+    /// The handshake compares it. Empty unless overridden.
+    fn settings(&self) -> String {
+        String::new()
+    }
+
     /// Writes the value as words, each within the width of its field.
     ///
     /// There are [`word_count`](Self::word_count) of them. Values out of range become the nearest
@@ -179,6 +186,10 @@ where
         self.codec.word_count()
     }
 
+    fn settings(&self) -> String {
+        self.codec.settings()
+    }
+
     fn quantize(&self, value: &C, words: &mut [u32]) {
         self.codec.quantize(&(self.get)(value), words);
     }
@@ -202,6 +213,10 @@ macro_rules! impl_quantize_for_tuple {
 
             fn word_count(&self) -> usize {
                 0 $(+ self.$index.word_count())*
+            }
+
+            fn settings(&self) -> String {
+                [$(self.$index.settings()),*].join("; ")
             }
 
             fn quantize(&self, value: &($($type,)*), words: &mut [u32]) {
