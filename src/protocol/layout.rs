@@ -101,9 +101,12 @@ pub struct Meta {
 pub(super) struct History {
     /// Rows of a ring: the tick, then the words.
     rows: Vec<u32>,
-    stride: usize,
-    start: usize,
-    len: usize,
+    /// Length of a row.
+    stride: u32,
+    /// Rows in the ring: zero or a power of two.
+    capacity: u32,
+    start: u32,
+    len: u32,
 }
 
 impl History {
@@ -114,7 +117,8 @@ impl History {
     pub fn new(words: usize) -> Self {
         Self {
             rows: Vec::new(),
-            stride: words + 1,
+            stride: words as u32 + 1,
+            capacity: 0,
             start: 0,
             len: 0,
         }
@@ -122,16 +126,17 @@ impl History {
 
     /// Number of values held.
     pub fn len(&self) -> usize {
-        self.len
+        self.len as usize
     }
 
-    fn capacity(&self) -> usize {
-        self.rows.len() / self.stride
+    /// Where a row is, counted from the oldest.
+    fn range(&self, index: u32) -> std::ops::Range<usize> {
+        let at = ((self.start + index) & (self.capacity - 1)) * self.stride;
+        at as usize..(at + self.stride) as usize
     }
 
-    fn row(&self, index: usize) -> &[u32] {
-        let at = (self.start + index) % self.capacity() * self.stride;
-        &self.rows[at..at + self.stride]
+    fn row(&self, index: u32) -> &[u32] {
+        &self.rows[self.range(index)]
     }
 
     /// The newest value.
@@ -152,21 +157,22 @@ impl History {
     ///
     /// What was there for this tick or later ones is replaced: it came from a snapshot that broke off.
     pub fn push(&mut self, tick: Tick, words: &[u32]) -> bool {
-        debug_assert_eq!(words.len() + 1, self.stride);
+        debug_assert_eq!(words.len() + 1, self.stride as usize);
         while self.len > 0 && !tick.is_newer_than(Tick(self.row(self.len - 1)[0])) {
             self.len -= 1;
         }
         if self.last() == Some(words) {
             return false;
         }
-        if self.len == Self::MAX_LEN {
+        if self.len() == Self::MAX_LEN {
             self.drop_oldest();
-        } else if self.len == self.capacity() {
+        } else if self.len == self.capacity {
             self.grow();
         }
-        let at = (self.start + self.len) % self.capacity() * self.stride;
-        self.rows[at] = tick.0;
-        self.rows[at + 1..at + self.stride].copy_from_slice(words);
+        let range = self.range(self.len);
+        let row = &mut self.rows[range];
+        row[0] = tick.0;
+        row[1..].copy_from_slice(words);
         self.len += 1;
         true
     }
@@ -179,18 +185,20 @@ impl History {
     }
 
     fn drop_oldest(&mut self) {
-        self.start = (self.start + 1) % self.capacity();
+        self.start = (self.start + 1) & (self.capacity - 1);
         self.len -= 1;
     }
 
     fn grow(&mut self) {
-        let capacity = (self.capacity() * 2).max(1);
-        let mut rows = Vec::with_capacity(capacity * self.stride);
+        let capacity = (self.capacity * 2).max(1);
+        let size = (capacity * self.stride) as usize;
+        let mut rows = Vec::with_capacity(size);
         for index in 0..self.len {
             rows.extend_from_slice(self.row(index));
         }
-        rows.resize(capacity * self.stride, 0);
+        rows.resize(size, 0);
         self.rows = rows;
+        self.capacity = capacity;
         self.start = 0;
     }
 }

@@ -620,11 +620,18 @@ impl View {
             }
             true
         });
-        updates.sort_unstable_by(|a, b| {
-            b.urgency
-                .total_cmp(&a.urgency)
-                .then_with(|| a.net.cmp(&b.net))
-        });
+        let by_urgency = |a: &Candidate, b: &Candidate| {
+            let urgency = b.urgency.total_cmp(&a.urgency);
+            urgency.then_with(|| a.net.cmp(&b.net))
+        };
+        // Among the many that will not fit, the order does not matter: a record takes a byte at least.
+        let most = pass.end / 8;
+        if updates.len() > most {
+            updates.select_nth_unstable_by(most, by_urgency);
+            updates[..most].sort_unstable_by(by_urgency);
+        } else {
+            updates.sort_unstable_by(by_urgency);
+        }
 
         let window = self.backlog.len().min(BACKLOG_WINDOW);
         in_turn.clear();
