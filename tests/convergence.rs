@@ -826,11 +826,10 @@ fn converge(seed: u64) {
 
 fn run_share(part: u64, parts: u64) {
     if let Some(seed) = variable::<u64>("CONVERGENCE_SEED") {
-        return if seed % parts == part {
-            converge(seed)
-        } else {
-            ()
-        };
+        if seed % parts == part {
+            converge(seed);
+        }
+        return;
     }
     let cases = variable("CONVERGENCE_CASES").unwrap_or(3_000);
     for seed in (0..cases).filter(|seed| seed % parts == part) {
