@@ -63,7 +63,7 @@ fn loads() -> Vec<Load> {
 /// Worlds with more news than a datagram holds.
 fn crowded_loads() -> Vec<Load> {
     let mut loads = loads();
-    loads.retain(|load| load.entities * load.dirty_percent / 100 >= 100);
+    loads.retain(|load| load.entities * load.dirty_percent / 100 >= 1_000);
     loads
 }
 
