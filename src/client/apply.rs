@@ -54,8 +54,8 @@ pub(crate) struct Mirror {
     /// Copies that stay until playback reaches the tick in which they went.
     leaving: Vec<(Tick, Entity)>,
     previous_snapshot: Option<Tick>,
-    /// Snapshots in a row that could not be used.
-    unusable: u32,
+    /// A snapshot could not be used, though it was acknowledged: the client must be told everything again.
+    needs_resync: bool,
     changes: Vec<Change>,
 }
 
@@ -94,9 +94,6 @@ pub(crate) struct Arrival {
     pub held: Tick,
 }
 
-/// After this many unusable snapshots in a row, the client asks to be told everything again.
-const MAX_UNUSABLE: u32 = 8;
-
 impl Mirror {
     fn new(layouts: Layouts) -> Self {
         Self {
@@ -110,7 +107,7 @@ impl Mirror {
             waiting: HashMap::default(),
             leaving: Vec::new(),
             previous_snapshot: None,
-            unusable: 0,
+            needs_resync: false,
             changes: Vec::new(),
         }
     }
@@ -199,11 +196,7 @@ impl Mirror {
 
     /// Whether snapshots have become unusable. Says so once.
     pub fn wants_resync(&mut self) -> bool {
-        let wants = self.unusable >= MAX_UNUSABLE;
-        if wants {
-            self.unusable = 0;
-        }
-        wants
+        std::mem::take(&mut self.needs_resync)
     }
 
     fn role_of(&self, meta: Meta) -> Role {
@@ -315,7 +308,7 @@ fn apply_snapshots(world: &mut World) {
                     world.resource_mut::<ClientStats>().snapshots_dropped += 1;
                     if error != SnapshotError::Stale {
                         debug!("a snapshot is not taken: {error}");
-                        mirror.unusable += 1;
+                        mirror.needs_resync = true;
                     }
                 }
             }
@@ -326,7 +319,6 @@ fn apply_snapshots(world: &mut World) {
 
 /// Tells clocks and statistics of a snapshot.
 fn take_note(world: &mut World, mirror: &mut Mirror, Taken { header, .. }: Taken) {
-    mirror.unusable = 0;
     mirror.previous_snapshot = Some(header.tick);
     let now = world.resource::<Time<Real>>().elapsed();
     world.resource_scope(|world, mut link: Mut<Link>| {

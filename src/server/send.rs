@@ -113,7 +113,7 @@ fn send_snapshots(
             late: (inputs.buffer.counts().late % 16) as u8,
         });
         snapshot.clear();
-        outgoing.view.encode(
+        let encoded = outgoing.view.encode(
             &replication.archive,
             tick.0,
             seq,
@@ -123,6 +123,12 @@ fn send_snapshots(
             &mut snapshot,
             &mut apart,
         );
+        if let Some(entity) = encoded.oversized.and_then(|net| replication.entity(net)) {
+            warn_once!(
+                "{entity} does not fit a snapshot of {} bytes and is not sent: quantize it to fewer fields",
+                budget.max_bytes
+            );
+        }
         peer.chunk(ChunkKind::Snapshot, snapshot.finish());
         peer.finish(&mut send);
         for value in apart.drain(..) {
@@ -136,10 +142,12 @@ fn send_snapshots(
             let is_sent = serial::encode(&control, &mut bytes).is_ok()
                 && peer.send_message(CONTROL_CHANNEL, bytes);
             if !is_sent {
+                // The channel is full, or the value above what one message may have.
                 warn_once!(
-                    "a component of {} bytes could not be sent",
+                    "a component of {} bytes could not be sent and is tried again",
                     value.bytes.len()
                 );
+                outgoing.view.handle_unsent(&value, tick.0);
             }
         }
     }
