@@ -111,7 +111,8 @@ impl Peer {
         renet.set_connected();
         let filter = match side {
             Side::Server => RenetFilter::from_client(),
-            Side::Client => RenetFilter::from_server(MAX_SERVER_MESSAGE_BYTES),
+            // A little more: a component's value comes with its name.
+            Side::Client => RenetFilter::from_server(MAX_SERVER_MESSAGE_BYTES + 64),
         };
         Self {
             acks: AckTracker::new(),
