@@ -308,6 +308,9 @@ fn resync(world: &mut World, session: Entity) {
 
 /// Answers those who say hello, and gives up on those who do not.
 fn greet(world: &mut World, links: &mut Links, now: Duration, delta: Duration) {
+    if links.greeting.is_empty() {
+        return;
+    }
     let settings = world.resource::<SessionSettings>().0.clone();
     let waiting: Vec<_> = links.greeting.keys().copied().collect();
     for link in waiting {
