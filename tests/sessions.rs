@@ -13,8 +13,8 @@ use bevy_tandem::server::{ListenAddresses, ServerConfig};
 use bevy_tandem::testing::{TestClientId, TestNet};
 use bevy_tandem::transport::udp::{Auth, ClientAuth, UdpClient, UdpServer, token};
 use bevy_tandem::transport::{
-    ClientLinkState, ClientTransport, LocalClient, LocalServer, TransportStats, UdpClientConfig,
-    UdpServerConfig,
+    ClientLinkState, ClientTransport, LocalClient, LocalServer, TransportKind, TransportStats,
+    UdpClientConfig, UdpServerConfig,
 };
 use bevy_tandem::wire::serial;
 use renet::{ChannelConfig, ConnectionConfig, RenetClient, SendType};
@@ -471,6 +471,12 @@ impl ClientTransport for Hostile {
             }
         }
         self.link.flush(now);
+    }
+    fn kind(&self) -> TransportKind {
+        self.link.kind()
+    }
+    fn vanish(&mut self) {
+        self.link.vanish();
     }
     fn close(&mut self) {
         self.link.close();

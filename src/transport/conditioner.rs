@@ -11,7 +11,10 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use super::{ClientLinkState, ClientTransport, LinkEvent, LinkId, ServerTransport, TransportStats};
+use super::{
+    ClientLinkState, ClientTransport, Delivery, LinkEvent, LinkId, LinkPace, ServerTransport,
+    TransportKind, TransportStats,
+};
 
 /// How bad a link is, in one direction. Both directions get the same, with their own dice.
 ///
@@ -113,6 +116,21 @@ impl LinkConditions {
         Self {
             loss: 1.0,
             ..Self::default()
+        }
+    }
+
+    /// What a link that delivers so can show of these: a stream neither loses, doubles nor reorders.
+    #[must_use]
+    pub fn over(self, delivery: Delivery) -> Self {
+        match delivery {
+            Delivery::Datagrams => self,
+            Delivery::Stream => Self {
+                loss: 0.0,
+                duplication: 0.0,
+                reordering: 0.0,
+                rate_bytes_per_s: None,
+                ..self
+            },
         }
     }
 
@@ -270,6 +288,7 @@ pub struct Conditioned<T> {
 impl<T: ClientTransport> Conditioned<T> {
     /// Puts `inner` on a network with these conditions.
     pub fn new(inner: T, conditions: LinkConditions) -> Self {
+        let conditions = conditions.over(inner.delivery());
         Self {
             inner,
             incoming: ConditionedQueue::new(conditions.clone(), 0),
@@ -281,6 +300,7 @@ impl<T: ClientTransport> Conditioned<T> {
 
     /// Changes the weather, from now on and both ways.
     pub fn set_conditions(&mut self, conditions: LinkConditions) {
+        let conditions = conditions.over(self.inner.delivery());
         self.incoming.set_conditions(conditions.clone());
         self.outgoing.set_conditions(conditions);
     }
@@ -326,6 +346,22 @@ impl<T: ClientTransport> ClientTransport for Conditioned<T> {
     fn flush(&mut self, now: Duration) {
         self.release(now);
         self.inner.flush(now);
+    }
+
+    fn kind(&self) -> TransportKind {
+        self.inner.kind()
+    }
+
+    fn delivery(&self) -> Delivery {
+        self.inner.delivery()
+    }
+
+    fn is_congested(&self) -> bool {
+        self.inner.is_congested()
+    }
+
+    fn vanish(&mut self) {
+        self.inner.vanish();
     }
 
     fn close(&mut self) {
@@ -416,12 +452,13 @@ impl<T: ServerTransport> ServerTransport for ConditionedServer<T> {
         self.inner.receive(now, &mut arrived);
         for event in arrived.drain(..) {
             match event {
-                LinkEvent::Opened { link, .. } => {
+                LinkEvent::Opened { link, ref peer } => {
+                    let conditions = self.conditions.clone().over(peer.delivery);
                     // Two streams a link, after the wrapper's own counting.
                     let stream = link.0.wrapping_mul(2);
                     let queues = LinkQueues {
-                        incoming: ConditionedQueue::new(self.conditions.clone(), stream),
-                        outgoing: ConditionedQueue::new(self.conditions.clone(), stream + 1),
+                        incoming: ConditionedQueue::new(conditions.clone(), stream),
+                        outgoing: ConditionedQueue::new(conditions, stream + 1),
                     };
                     self.links.insert(link, queues);
                     self.order.push_back(link);
@@ -477,6 +514,26 @@ impl<T: ServerTransport> ServerTransport for ConditionedServer<T> {
             }
         }
         self.inner.close(link);
+    }
+
+    fn is_congested(&self, link: LinkId) -> bool {
+        self.inner.is_congested(link)
+    }
+
+    fn queued_bytes(&self, link: LinkId) -> usize {
+        self.inner.queued_bytes(link)
+    }
+
+    fn set_pace(&mut self, link: LinkId, pace: LinkPace) {
+        self.inner.set_pace(link, pace);
+    }
+
+    fn kind(&self) -> TransportKind {
+        self.inner.kind()
+    }
+
+    fn stop_accepting(&mut self) {
+        self.inner.stop_accepting();
     }
 
     fn local_addr(&self) -> Option<SocketAddr> {

@@ -27,8 +27,8 @@ use std::time::Duration;
 
 use super::conditioner::{ConditionedQueue, LinkConditions};
 use super::{
-    ClientLinkState, ClientTransport, CloseReason, LinkEvent, LinkId, LinkIds, MAX_PAYLOAD_BYTES,
-    PeerInfo, ServerTransport, TransportStats,
+    ClientLinkState, ClientTransport, CloseReason, Delivery, LinkEvent, LinkId, LinkIds,
+    MAX_PAYLOAD_BYTES, PeerInfo, ServerTransport, TransportKind, TransportStats,
 };
 
 /// Silence after which a link times out: the default of the UDP transport.
@@ -55,7 +55,7 @@ pub struct LocalConnector {
     hub: Arc<Mutex<Hub>>,
 }
 
-/// The client's end of one link. Dropping it says farewell, [`vanish`](Self::vanish) does not.
+/// The client's end of one link. Dropping it says farewell, [`vanish`](ClientTransport::vanish) does not.
 #[derive(Debug)]
 pub struct LocalClient {
     hub: Arc<Mutex<Hub>>,
@@ -264,6 +264,8 @@ impl ServerTransport for LocalServer {
                             client_id,
                             user_data,
                             secure: false,
+                            kind: TransportKind::Local,
+                            delivery: Delivery::Datagrams,
                         };
                         events.push(LinkEvent::Opened { link, peer });
                     }
@@ -348,6 +350,14 @@ impl ServerTransport for LocalServer {
         }
     }
 
+    fn kind(&self) -> TransportKind {
+        TransportKind::Local
+    }
+
+    fn stop_accepting(&mut self) {
+        lock(&self.hub).accepting = false;
+    }
+
     fn local_addr(&self) -> Option<SocketAddr> {
         None
     }
@@ -388,11 +398,6 @@ impl LocalClient {
         if let Some(wire) = lock(&self.hub).links.get_mut(&self.link) {
             wire.set_conditions(&conditions);
         }
-    }
-
-    /// Disappears without a word, as a process that crashes does: the server finds out by silence.
-    pub fn vanish(mut self) {
-        self.leave(CloseReason::ByUs, 0);
     }
 
     fn leave(&mut self, reason: CloseReason, farewells: usize) {
@@ -500,6 +505,14 @@ impl ClientTransport for LocalClient {
     fn flush(&mut self, now: Duration) {
         let now = lock(&self.hub).advance(now);
         self.keep_alive(now);
+    }
+
+    fn kind(&self) -> TransportKind {
+        TransportKind::Local
+    }
+
+    fn vanish(&mut self) {
+        self.leave(CloseReason::ByUs, 0);
     }
 
     fn close(&mut self) {

@@ -18,10 +18,12 @@ use core::time::Duration;
 pub mod conditioner;
 pub mod filter;
 pub mod local;
+mod shared;
 pub mod udp;
 
 pub use conditioner::{Conditioned, ConditionedServer, LinkConditions};
 pub use local::{LocalClient, LocalConnector, LocalServer};
+pub use shared::SharedBytes;
 pub use udp::{UdpClient, UdpClientConfig, UdpServer, UdpServerConfig};
 
 /// The size to coalesce datagrams to, in bytes.
@@ -35,6 +37,46 @@ pub const MAX_DATAGRAM_BYTES: usize = 1_200;
 /// renet cuts large messages into slices of 1,200 bytes and adds a header of up to 38, so such a
 /// datagram cannot be kept to [`MAX_DATAGRAM_BYTES`].
 pub const MAX_PAYLOAD_BYTES: usize = 1_250;
+
+/// The largest datagram that a [stream](Delivery::Stream) link takes, in bytes: the largest message of a server, and
+/// what goes with it.
+pub const MAX_STREAM_DATAGRAM_BYTES: usize = (1 << 20) + 256;
+
+/// What a transport is, for counting, settings and diagnostics.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum TransportKind {
+    /// [`udp`].
+    Udp,
+    /// WebSocket, with or without TLS.
+    WebSocket,
+    /// [`local`].
+    #[default]
+    Local,
+    /// One of a game's own, or of another crate's, by its name.
+    Other(&'static str),
+}
+
+impl fmt::Display for TransportKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Udp => "udp",
+            Self::WebSocket => "websocket",
+            Self::Local => "local",
+            Self::Other(name) => name,
+        })
+    }
+}
+
+/// What a link does with what is sent over it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Delivery {
+    /// Datagrams may be lost, duplicated and reordered, and have at most [`MAX_PAYLOAD_BYTES`].
+    #[default]
+    Datagrams,
+    /// All arrive, once and in order, or the link ends. They may have [`MAX_STREAM_DATAGRAM_BYTES`], and wait for each
+    /// other: a link can be [congested](ServerTransport::is_congested).
+    Stream,
+}
 
 /// One connection of one transport. Never reused while the process lives.
 ///
@@ -125,6 +167,10 @@ pub struct PeerInfo {
     pub user_data: Option<Box<[u8; 256]>>,
     /// Whether the link is encrypted with keys that only the back end and this client know.
     pub secure: bool,
+    /// What the transport is.
+    pub kind: TransportKind,
+    /// What the link does with datagrams.
+    pub delivery: Delivery,
 }
 
 /// Why a link closed.
@@ -151,6 +197,12 @@ pub enum CloseReason {
     /// More was waiting for the peer, or from it, than the transport holds.
     #[error("the peer could not keep up, or sent more than the transport holds")]
     Overflow,
+    /// A stream's peer has not read what was sent for as long as it may.
+    #[error("the peer has not read what was sent to it for too long")]
+    Congested,
+    /// The server refused the link, and says why.
+    #[error("the server refused: {0}")]
+    Refused(String),
     /// Something particular to the transport.
     #[error("{0}")]
     Transport(String),
@@ -237,6 +289,49 @@ impl Rejected {
     }
 }
 
+/// How a link's datagrams are gathered into messages, and compressed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LinkPace {
+    /// Most datagrams and messages in one batch. What is beyond starts the next.
+    pub max_batch: usize,
+    /// Time between the beginnings of two batches, and so the longest that anything waits for its batch.
+    pub interval: Duration,
+    /// Batches of more bytes than this are compressed.
+    pub compress_above: usize,
+    /// How hard: 1 to 9, the level of deflate.
+    pub level: u8,
+}
+
+impl LinkPace {
+    /// For short delays: at most 100 in a batch, 10 ms apart, compressed above 500 bytes at level 9.
+    pub const REALTIME: Self = Self {
+        max_batch: 100,
+        interval: Duration::from_millis(10),
+        compress_above: 500,
+        level: 9,
+    };
+    /// The default: at most 500 in a batch, 20 ms apart, compressed above 1,000 bytes at level 6.
+    pub const BALANCED: Self = Self {
+        max_batch: 500,
+        interval: Duration::from_millis(20),
+        compress_above: 1_000,
+        level: 6,
+    };
+    /// For many clients: at most 1,000 in a batch, 50 ms apart, compressed above 2,000 bytes at level 1.
+    pub const THROUGHPUT: Self = Self {
+        max_batch: 1_000,
+        interval: Duration::from_millis(50),
+        compress_above: 2_000,
+        level: 1,
+    };
+}
+
+impl Default for LinkPace {
+    fn default() -> Self {
+        Self::BALANCED
+    }
+}
+
 /// The server's end of many links.
 ///
 /// `now` is the time since any fixed moment and does not run backwards. Transports that reach the
@@ -255,6 +350,32 @@ pub trait ServerTransport: Send + Sync + 'static {
     /// Closes a link and tells the peer, after what was sent before. `receive` then reports
     /// [`LinkEvent::Closed`] with [`CloseReason::ByUs`]. Nothing happens if the link is gone.
     fn close(&mut self, link: LinkId);
+
+    /// Sends `head` and `shared` as one datagram. Links that get the same `shared` share its memory, and its
+    /// compressed form, where the transport can.
+    fn send_shared(&mut self, now: Duration, link: LinkId, head: &[u8], shared: &SharedBytes) {
+        self.send(now, link, &[head, shared.bytes()].concat());
+    }
+
+    /// Whether what was sent before still waits for the peer to read. The caller then sends nothing that will be
+    /// outdated by the time it can be read.
+    fn is_congested(&self, _link: LinkId) -> bool {
+        false
+    }
+
+    /// Bytes that wait on this side for the peer to read.
+    fn queued_bytes(&self, _link: LinkId) -> usize {
+        0
+    }
+
+    /// Sets how a link's datagrams are gathered and compressed, where the transport does either.
+    fn set_pace(&mut self, _link: LinkId, _pace: LinkPace) {}
+
+    /// What the transport is.
+    fn kind(&self) -> TransportKind;
+
+    /// Lets no link open any more; those that are open go on.
+    fn stop_accepting(&mut self) {}
 
     /// Where the transport listens, if that is an address.
     fn local_addr(&self) -> Option<SocketAddr>;
@@ -283,6 +404,22 @@ pub trait ClientTransport: Send + Sync + 'static {
 
     /// Lets everything given to `send` so far leave. Once a frame, after the last of it.
     fn flush(&mut self, now: Duration);
+
+    /// What the transport is.
+    fn kind(&self) -> TransportKind;
+
+    /// What the link does with datagrams.
+    fn delivery(&self) -> Delivery {
+        Delivery::Datagrams
+    }
+
+    /// Whether what was sent before still waits to be read.
+    fn is_congested(&self) -> bool {
+        false
+    }
+
+    /// Lets the link go without a word to the server, as when the network fails.
+    fn vanish(&mut self);
 
     /// Closes the link and tells the server. Nothing happens if it is closed already.
     fn close(&mut self);

@@ -10,7 +10,8 @@ use super::token::{self, TokenError};
 use super::{DEFAULT_PROTOCOL_ID, FAREWELLS, MAX_TIME_STEP, socket};
 use crate::transport::filter::netcode;
 use crate::transport::{
-    ClientLinkState, ClientTransport, CloseReason, MAX_PAYLOAD_BYTES, TransportStats, quietly,
+    ClientLinkState, ClientTransport, CloseReason, MAX_PAYLOAD_BYTES, TransportKind,
+    TransportStats, quietly,
 };
 
 /// Datagrams taken in one `receive`: four seconds' worth at 60 Hz. The rest waits in the kernel.
@@ -345,6 +346,16 @@ impl ClientTransport for UdpClient {
 
     fn flush(&mut self, _now: Duration) {
         // A client sends so little that it is sent at once.
+    }
+
+    fn kind(&self) -> TransportKind {
+        TransportKind::Udp
+    }
+
+    fn vanish(&mut self) {
+        if self.state.close_reason().is_none() {
+            self.state = ClientLinkState::Closed(CloseReason::ByUs);
+        }
     }
 
     fn close(&mut self) {

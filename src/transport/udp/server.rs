@@ -14,7 +14,8 @@ use super::shards::{Output, Packets, Shards, ShardsConfig};
 use super::socket::{self, ReceiveBatch};
 use super::{DEFAULT_PROTOCOL_ID, token};
 use crate::transport::{
-    CloseReason, LinkEvent, LinkId, MAX_PAYLOAD_BYTES, Rejected, ServerTransport, TransportStats,
+    CloseReason, LinkEvent, LinkId, MAX_PAYLOAD_BYTES, Rejected, ServerTransport, TransportKind,
+    TransportStats,
 };
 
 /// How long the receiving thread waits for a datagram before it looks whether to stop.
@@ -340,6 +341,14 @@ impl ServerTransport for UdpServer {
 
     fn close(&mut self, link: LinkId) {
         self.batch.orders.push(Order::Close { link });
+    }
+
+    fn kind(&self) -> TransportKind {
+        TransportKind::Udp
+    }
+
+    fn stop_accepting(&mut self) {
+        lock(&self.shared.shards).stop_accepting();
     }
 
     fn local_addr(&self) -> Option<SocketAddr> {

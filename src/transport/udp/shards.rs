@@ -19,7 +19,9 @@ use renetcode::{NetcodeServer, ServerAuthentication, ServerConfig, ServerResult}
 
 use super::{FAREWELLS, MAX_TIME_STEP};
 use crate::transport::filter::netcode::{self, ConnectionRequest, PAYLOAD, REQUEST_BYTES, Sender};
-use crate::transport::{CloseReason, LinkEvent, LinkId, LinkIds, PeerInfo, TransportStats};
+use crate::transport::{
+    CloseReason, Delivery, LinkEvent, LinkId, LinkIds, PeerInfo, TransportKind, TransportStats,
+};
 
 /// Few enough that walking through them costs less than decrypting a datagram does.
 const SHARD_CLIENTS: usize = 64;
@@ -149,6 +151,11 @@ impl Shards {
             closing: false,
             stats: TransportStats::default(),
         }
+    }
+
+    /// Refuses everybody who asks for a link from now on.
+    pub(super) fn stop_accepting(&mut self) {
+        self.closing = true;
     }
 
     /// Takes a datagram from the network.
@@ -484,6 +491,8 @@ impl Shards {
             client_id,
             user_data: Some(user_data),
             secure,
+            kind: TransportKind::Udp,
+            delivery: Delivery::Datagrams,
         };
         out.events.push(LinkEvent::Opened { link: id, peer });
     }
