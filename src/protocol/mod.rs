@@ -9,6 +9,7 @@ pub mod handshake;
 pub mod input;
 pub mod interpolation;
 pub mod layout;
+pub mod reliable;
 pub mod replica;
 pub mod snapshot;
 pub mod view;
