@@ -386,6 +386,7 @@
 
 pub mod blend;
 pub mod client;
+pub mod diagnostics;
 pub mod headless;
 pub mod histogram;
 pub mod host;

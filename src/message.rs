@@ -14,7 +14,7 @@ use crate::client;
 use crate::host;
 use crate::mailbox::Letter;
 use crate::protocol::layout::NetId;
-use crate::protocol::limits::Class;
+use crate::protocol::limits::Traffic;
 use crate::protocol::reliable::Importance;
 use crate::registry::{FromNet, Registry, ToNet};
 use crate::server;
@@ -131,7 +131,7 @@ pub(crate) struct MessageEntry {
     pub name: &'static str,
     pub channel: Channel,
     /// Which of the server's limits it counts towards.
-    pub class: Class,
+    pub traffic: Traffic,
     pub importance: Importance,
     pub has_receipts: bool,
     pub install_server: fn(&mut App),
@@ -222,7 +222,7 @@ pub(crate) fn register<M: NetMessage>(
         install_host: host::install::<M>,
         receive_on_server: server::messages::receive::<M>,
         receive_on_client: client::messages::receive::<M>,
-        class: Class::Messages,
+        traffic: Traffic::Messages,
         importance: Importance::Normal,
         has_receipts: false,
         deliver_on_server: deliver::<M>,
