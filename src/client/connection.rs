@@ -12,7 +12,8 @@ use crate::message;
 use crate::peer::{CONTROL_CHANNEL, ChunkKind, Peer, Side};
 use crate::protocol::clock::{ClockSettings, ClockSync};
 use crate::protocol::handshake::{
-    Control, DisconnectReason, Hello, MAX_NAME_CHARS, WIRE_VERSION, explain_mismatch, fingerprint,
+    Control, DisconnectReason, Hello, MAX_NAME_CHARS, RESYNC_REQUEST, WIRE_VERSION,
+    explain_mismatch, fingerprint,
 };
 use crate::protocol::input::EncodeLimits;
 use crate::protocol::interpolation::{Timeline, TimelineSettings};
@@ -20,7 +21,6 @@ use crate::protocol::layout::{ComponentId, NetId};
 use crate::protocol::view::ApartValue;
 use crate::registry::Registry;
 use crate::schedule::{CurrentTick, TandemSystems};
-use crate::server::RESYNC_REQUEST;
 use crate::session::SessionId;
 use crate::tick::Tick;
 use crate::transport::{ClientLinkState, ClientTransport};

@@ -1,5 +1,6 @@
 //! The client: thin plugins around the protocol core, one per capability.
 
+#[cfg(not(target_family = "wasm"))]
 use std::net::ToSocketAddrs;
 use std::time::Duration;
 
@@ -7,6 +8,7 @@ use bevy::app::PluginGroupBuilder;
 use bevy::prelude::*;
 
 use crate::schedule::TickPlugin;
+#[cfg(not(target_family = "wasm"))]
 use crate::transport::udp::{ClientAuth, UdpClient, UdpClientConfig};
 use crate::transport::{ClientTransport, Conditioned, LinkConditions};
 
@@ -33,6 +35,7 @@ pub use stats::ClientStats;
 #[derive(Clone)]
 pub struct ClientConfig {
     /// Whom to connect to over UDP, and as whom; nobody by default.
+    #[cfg(not(target_family = "wasm"))]
     pub udp: Option<ClientAuth>,
     /// What the player is called. Default: "Player".
     pub name: String,
@@ -50,6 +53,7 @@ pub struct ClientConfig {
 impl Default for ClientConfig {
     fn default() -> Self {
         Self {
+            #[cfg(not(target_family = "wasm"))]
             udp: None,
             name: "Player".into(),
             connect_timeout: Duration::from_secs(10),
@@ -76,6 +80,7 @@ pub struct TandemClientPlugins {
 }
 
 impl TandemClientPlugins {
+    #[cfg(not(target_family = "wasm"))]
     /// A client that connects at once, to a host name or address with a port.
     ///
     /// # Panics
@@ -128,16 +133,16 @@ impl PluginGroup for TandemClientPlugins {
             .add(InterpolationPlugin)
             .add(InputPlugin)
             .add(MessagePlugin)
-            .add(UdpConnector { config })
+            .add(Connector { config })
     }
 }
 
 /// Opens the UDP link that the configuration names.
-struct UdpConnector {
+struct Connector {
     config: ClientConfig,
 }
 
-impl Plugin for UdpConnector {
+impl Plugin for Connector {
     fn build(&self, app: &mut App) {
         let Some(auth) = self.config.udp.clone() else {
             return;

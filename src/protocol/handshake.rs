@@ -14,6 +14,9 @@ pub const WIRE_VERSION: u32 = 1;
 /// Longest player name, in characters: fits a score table.
 pub const MAX_NAME_CHARS: usize = 32;
 
+/// What a client sends on the control channel when it cannot use the snapshots that it gets.
+pub(crate) const RESYNC_REQUEST: &[u8] = b"resync";
+
 /// The client's first message.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hello {

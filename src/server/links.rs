@@ -13,7 +13,7 @@ use super::{ListenAddresses, ServerConfig, ServerStats};
 use crate::message;
 use crate::peer::{CONTROL_CHANNEL, ChunkKind, Peer, Side};
 use crate::protocol::handshake::{
-    Control, DisconnectReason, Hello, WIRE_VERSION, fingerprint, is_valid_name,
+    Control, DisconnectReason, Hello, RESYNC_REQUEST, WIRE_VERSION, fingerprint, is_valid_name,
 };
 use crate::registry::Registry;
 use crate::schedule::{CurrentTick, TandemSystems};
@@ -287,9 +287,6 @@ fn receive_messages(world: &mut World, session: Entity) -> Result<(), Disconnect
     }
     Ok(())
 }
-
-/// What a client sends on the control channel when it cannot use the snapshots that it gets.
-pub(crate) const RESYNC_REQUEST: &[u8] = b"resync";
 
 /// It is work, so a client gets it once in two seconds (at 60 Hz); an honest one hardly ever asks.
 const MIN_TICKS_BETWEEN_RESYNCS: i32 = 120;

@@ -23,7 +23,7 @@ pub use links::{ClientAddress, LinkStats, SessionPlugin};
 pub use messages::MessagePlugin;
 pub use send::SendPlugin;
 
-pub(crate) use links::{Departures, Links, RESYNC_REQUEST};
+pub(crate) use links::{Departures, Links};
 
 /// What a server can be told. Every field has a default.
 #[derive(Clone)]

@@ -19,11 +19,13 @@ pub mod conditioner;
 pub mod filter;
 pub mod local;
 mod shared;
+#[cfg(not(target_family = "wasm"))]
 pub mod udp;
 
 pub use conditioner::{Conditioned, ConditionedServer, LinkConditions};
 pub use local::{LocalClient, LocalConnector, LocalServer};
 pub use shared::SharedBytes;
+#[cfg(not(target_family = "wasm"))]
 pub use udp::{UdpClient, UdpClientConfig, UdpServer, UdpServerConfig};
 
 /// The size to coalesce datagrams to, in bytes.
