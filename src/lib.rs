@@ -393,7 +393,9 @@ pub mod headless;
 pub mod histogram;
 #[cfg(not(target_family = "wasm"))]
 pub mod host;
+pub mod identity;
 pub mod input;
+mod mailbox;
 pub mod message;
 mod peer;
 pub mod protocol;
