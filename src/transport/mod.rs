@@ -5,6 +5,7 @@
 //! further up. Datagrams may be lost, duplicated or reordered, as on the network.
 //!
 //! - [`udp`]: the internet, encrypted and authenticated by netcode 1.02 (`renetcode`).
+//! - [`ws`]: WebSocket, for browsers and for networks that block UDP.
 //! - [`local`]: two apps in one process, with an exactly repeatable network between them.
 //! - [`conditioner`]: makes any of them as bad as a real network.
 //!
@@ -20,6 +21,8 @@ pub mod filter;
 pub mod local;
 mod shared;
 pub mod udp;
+#[cfg(feature = "websocket")]
+pub mod ws;
 
 pub use conditioner::{Conditioned, ConditionedServer, LinkConditions};
 pub use local::{LocalClient, LocalConnector, LocalServer};
