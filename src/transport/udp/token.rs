@@ -409,7 +409,7 @@ pub(super) fn validate(token: &ConnectToken) -> Result<(), TokenError> {
 }
 
 /// Time since 1970, in which tokens expire. Zero if the system's clock is before that.
-pub(super) fn unix_time() -> Duration {
+pub(crate) fn unix_time() -> Duration {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default()
