@@ -14,7 +14,12 @@
 //! let mut app = App::new();
 //! app.add_plugins((
 //!     DefaultPlugins,
-//!     TandemServerPlugins::listen("0.0.0.0:5000"),
+//!     // Friends on a network that you trust: no tokens. On the internet, set `auth` instead.
+//!     TandemServerPlugins::with_config(ServerConfig {
+//!         udp: Some(([0, 0, 0, 0], 5000).into()),
+//!         insecure_anywhere: true,
+//!         ..default()
+//!     }),
 //!     HostPlugin { name: "Ada".into() },
 //!     game,
 //! ));

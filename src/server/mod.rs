@@ -43,10 +43,10 @@ pub(crate) use sessions::{Departures, Sessions};
 pub struct ServerConfig {
     /// Where to listen for UDP; nowhere by default.
     pub udp: Option<SocketAddr>,
-    /// Who may connect. By default everybody, unencrypted by any secret: for development.
+    /// Who may connect. By default everybody, unencrypted by any secret: for development, on this machine alone.
     pub auth: Auth,
-    /// Lets everybody connect from anywhere though nobody shows who they are. By default [`Auth::Insecure`] listens on
-    /// loopback addresses only.
+    /// Lets [`Auth::Insecure`] listen on addresses that other machines can reach. False by default: a server on which
+    /// nobody shows who they are is then for this machine only.
     pub insecure_anywhere: bool,
     /// Checks who players are by what they show in their hello, such as a [JSON Web Token](crate::identity). By default
     /// nothing is asked for beyond the connect token.
@@ -90,6 +90,7 @@ impl Default for ServerConfig {
         Self {
             udp: None,
             auth: Auth::Insecure,
+            insecure_anywhere: false,
             public_addresses: Vec::new(),
             tick_rate_hz: 60.0,
             send_rate_hz: 30.0,
@@ -119,7 +120,7 @@ impl Default for ServerConfig {
 /// # fn game(_: &mut App) {}
 /// App::new()
 ///     .add_plugins((MinimalPlugins, HeadlessPlugin::default()))
-///     .add_plugins((TandemServerPlugins::listen("0.0.0.0:5000"), game))
+///     .add_plugins((TandemServerPlugins::listen("127.0.0.1:5000"), game))
 ///     .run();
 /// ```
 #[derive(Clone, Default)]
@@ -128,15 +129,16 @@ pub struct TandemServerPlugins {
 }
 
 impl TandemServerPlugins {
-    /// A server that listens for UDP at `address`.
+    /// A server that listens for UDP at `address`, without authentication: for development. So it must be an address
+    /// of this machine alone, such as 127.0.0.1; [`ServerConfig`] has what other addresses need.
     ///
     /// # Panics
     ///
     /// When `address` is not of the form `IP:PORT`; parse it yourself and use [`Self::with_config`] to handle that.
     pub fn listen(address: &str) -> Self {
-        let udp = address
-            .parse()
-            .unwrap_or_else(|_| panic!("`{address}` is not an address; write it as 0.0.0.0:5000"));
+        let udp = address.parse().unwrap_or_else(|_| {
+            panic!("`{address}` is not an address; write it as 127.0.0.1:5000")
+        });
         Self::with_config(ServerConfig {
             udp: Some(udp),
             ..default()
@@ -182,6 +184,7 @@ impl Plugin for UdpListener {
             let config = UdpServerConfig {
                 transport_index,
                 auth: self.config.auth.clone(),
+                insecure_anywhere: self.config.insecure_anywhere,
                 public_addresses: self.config.public_addresses.clone(),
                 max_sessions: self.config.max_sessions,
                 client_timeout: self.config.client_timeout,

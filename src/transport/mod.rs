@@ -5,6 +5,7 @@
 //! further up. Datagrams may be lost, duplicated or reordered, as on the network.
 //!
 //! - [`udp`]: the internet, encrypted and authenticated by netcode 1.02 (`renetcode`).
+//! - [`ws`]: WebSocket, for browsers and for networks that block UDP.
 //! - [`local`]: two apps in one process, with an exactly repeatable network between them.
 //! - [`conditioner`]: makes any of them as bad as a real network.
 //!
@@ -21,6 +22,8 @@ pub mod local;
 mod shared;
 #[cfg(not(target_family = "wasm"))]
 pub mod udp;
+#[cfg(feature = "websocket")]
+pub mod ws;
 
 pub use conditioner::{Conditioned, ConditionedServer, LinkConditions};
 pub use local::{LocalClient, LocalConnector, LocalServer};
