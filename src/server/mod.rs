@@ -45,8 +45,8 @@ pub struct ServerConfig {
     pub udp: Option<SocketAddr>,
     /// Who may connect. By default everybody, unencrypted by any secret: for development, on this machine alone.
     pub auth: Auth,
-    /// Lets [`Auth::Insecure`] listen on addresses that other machines can reach. False by default: a server on which
-    /// nobody shows who they are is then for this machine only.
+    /// Lets [`Auth::Insecure`] listen on addresses that other machines can reach. False by default: a server without
+    /// authentication is then for this machine only.
     pub insecure_anywhere: bool,
     /// Checks who players are by what they show in their hello, such as a [JSON Web Token](crate::identity). By default
     /// nothing is asked for beyond the connect token.
@@ -94,7 +94,6 @@ impl Default for ServerConfig {
             public_addresses: Vec::new(),
             tick_rate_hz: 60.0,
             send_rate_hz: 30.0,
-            insecure_anywhere: false,
             verifier: None,
             game_version: String::new(),
             max_sessions: 10_000,

@@ -16,6 +16,8 @@ use core::fmt;
 use core::net::SocketAddr;
 use core::time::Duration;
 
+use crate::protocol::handshake::DisconnectReason;
+
 pub mod conditioner;
 pub mod filter;
 pub mod local;
@@ -211,6 +213,20 @@ pub enum CloseReason {
     /// Something particular to the transport.
     #[error("{0}")]
     Transport(String),
+}
+
+impl From<CloseReason> for DisconnectReason {
+    fn from(reason: CloseReason) -> Self {
+        match reason {
+            CloseReason::ConnectTimedOut => Self::ConnectTimedOut,
+            CloseReason::TimedOut => Self::TimedOut,
+            CloseReason::Denied => Self::ServerFull,
+            CloseReason::Congested => Self::Congested,
+            CloseReason::Refused(reason) => Self::Unauthorised(reason),
+            CloseReason::TokenExpired => Self::Unauthorised(CloseReason::TokenExpired.to_string()),
+            other => Self::Link(other.to_string()),
+        }
+    }
 }
 
 /// Counters of one transport since it was made.
