@@ -424,17 +424,3 @@ fn find_silent(
         }
     }
 }
-
-impl From<CloseReason> for DisconnectReason {
-    fn from(reason: CloseReason) -> Self {
-        match reason {
-            CloseReason::ConnectTimedOut => Self::ConnectTimedOut,
-            CloseReason::TimedOut => Self::TimedOut,
-            CloseReason::Denied => Self::ServerFull,
-            CloseReason::Congested => Self::Congested,
-            CloseReason::Refused(reason) => Self::Unauthorised(reason),
-            CloseReason::TokenExpired => Self::Unauthorised(CloseReason::TokenExpired.to_string()),
-            other => Self::Link(other.to_string()),
-        }
-    }
-}
