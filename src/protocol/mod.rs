@@ -4,6 +4,7 @@
 
 pub mod acks;
 pub mod archive;
+pub mod backoff;
 pub mod clock;
 pub mod handshake;
 pub mod input;
