@@ -10,6 +10,7 @@ pub mod handshake;
 pub mod input;
 pub mod interpolation;
 pub mod layout;
+pub mod limits;
 pub mod reliable;
 pub mod replica;
 pub mod snapshot;
