@@ -13,5 +13,6 @@ pub mod layout;
 pub mod limits;
 pub mod reliable;
 pub mod replica;
+pub mod resume;
 pub mod snapshot;
 pub mod view;
