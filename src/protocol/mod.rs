@@ -11,6 +11,7 @@ pub mod input;
 pub mod interpolation;
 pub mod layout;
 pub mod limits;
+pub mod names;
 pub mod reliable;
 pub mod replica;
 pub mod resume;
