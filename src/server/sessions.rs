@@ -357,7 +357,7 @@ fn resume(
         .copied()
         .ok_or(rejected(ResumeRejection::Expired))?;
     let known = world.get::<Identity>(session);
-    if known.is_some_and(|known| known.verified && known != identity) {
+    if known.is_some_and(|known| known.verified && !known.is_same_player(identity)) {
         return Err(rejected(ResumeRejection::OtherIdentity));
     }
     let Some(mut keys) = world.get_mut::<Keys>(session) else {
