@@ -90,7 +90,6 @@ impl Default for ServerConfig {
         Self {
             udp: None,
             auth: Auth::Insecure,
-            insecure_anywhere: false,
             public_addresses: Vec::new(),
             tick_rate_hz: 60.0,
             send_rate_hz: 30.0,
