@@ -14,7 +14,12 @@
 //! let mut app = App::new();
 //! app.add_plugins((
 //!     DefaultPlugins,
-//!     TandemServerPlugins::listen("0.0.0.0:5000"),
+//!     // Friends on a network that you trust: no tokens. On the internet, set `auth` instead.
+//!     TandemServerPlugins::with_config(ServerConfig {
+//!         udp: Some(([0, 0, 0, 0], 5000).into()),
+//!         insecure_anywhere: true,
+//!         ..default()
+//!     }),
 //!     HostPlugin { name: "Ada".into() },
 //!     game,
 //! ));
@@ -28,16 +33,19 @@
 
 use bevy::prelude::*;
 
+use crate::client::connection::{change, install_state};
 use crate::client::{
     ClientStats, Connected, Connection, ConnectionState, Disconnect, Disconnected,
 };
+use crate::identity::Identity;
 use crate::message::{FromClient, FromServer, NetMessage, Target, ToClients, ToServer};
-use crate::protocol::handshake::{DisconnectReason, is_valid_name};
+use crate::protocol::handshake::DisconnectReason;
+use crate::protocol::names::validate_name;
 use crate::registry::Registry;
 use crate::replication::{Owned, OwnedBy, Owns};
 use crate::rooms::InRoom;
 use crate::schedule::TandemSystems;
-use crate::server::{Departures, Links};
+use crate::server::{Departures, Sessions};
 use crate::session::{Session, SessionJoined, SessionLeft};
 
 /// Gives a server app a local player, from the end of [`Startup`] on.
@@ -59,15 +67,15 @@ const DEFAULT_NAME: &str = "Host";
 
 impl Plugin for HostPlugin {
     fn build(&self, app: &mut App) {
-        let name = if is_valid_name(&self.name) {
-            self.name.clone()
-        } else {
-            warn!(
-                "`{}` is not a possible name: {}",
-                self.name.escape_debug(),
-                DisconnectReason::InvalidName
-            );
-            DEFAULT_NAME.into()
+        let name = match validate_name(&self.name) {
+            Ok(()) => self.name.clone(),
+            Err(error) => {
+                warn!(
+                    "`{}` is not a possible name: {error}",
+                    self.name.escape_debug()
+                );
+                DEFAULT_NAME.into()
+            }
         };
         app.init_resource::<Connection>()
             .init_resource::<ClientStats>()
@@ -81,6 +89,7 @@ impl Plugin for HostPlugin {
 
     fn finish(&self, app: &mut App) {
         Registry::freeze(app);
+        install_state(app);
         let registry = app.world().resource::<Registry>();
         let (inputs, messages) = (registry.inputs.clone(), registry.messages.clone());
         for entry in inputs.iter() {
@@ -97,13 +106,15 @@ impl Plugin for HostPlugin {
 struct Host(Entity);
 
 fn join(world: &mut World, name: &str) {
-    let id = world.resource_mut::<Links>().allocate_session();
-    let name = name.to_owned();
-    let session = world.spawn(Session { id, name }).id();
+    let id = world.resource_mut::<Sessions>().allocate();
+    let session = Session {
+        id,
+        name: name.to_owned(),
+        platform: "host".into(),
+    };
+    let session = world.spawn((session, Identity::of_host())).id();
     world.insert_resource(Host(session));
-    world
-        .resource_mut::<Connection>()
-        .set(ConnectionState::Connected { session: id });
+    change(world, ConnectionState::Connected, Some(id), None);
     world.trigger(Connected { session: id });
     world.trigger(SessionJoined { entity: session });
 }
@@ -152,19 +163,15 @@ fn leave(_: On<Disconnect>, host: Option<Res<Host>>, mut departures: ResMut<Depa
 }
 
 /// The session has ended: by the player, a kick, or with the server.
-fn note_end(
-    left: On<SessionLeft>,
-    host: Option<Res<Host>>,
-    mut connection: ResMut<Connection>,
-    mut commands: Commands,
-) {
+fn note_end(left: On<SessionLeft>, host: Option<Res<Host>>, mut commands: Commands) {
     if host.is_some_and(|host| host.0 == left.entity) {
         let reason = left.reason.clone();
-        connection.set(ConnectionState::Disconnected {
-            reason: Some(reason.clone()),
-        });
         commands.remove_resource::<Host>();
-        commands.trigger(Disconnected { reason });
+        commands.queue(move |world: &mut World| {
+            let why = Some(reason.clone());
+            change(world, ConnectionState::Disconnected, None, why);
+            world.trigger(Disconnected { reason });
+        });
     }
 }
 

@@ -328,8 +328,9 @@
 //! otherwise.)
 //!
 //! `listen` and `connect` use the **insecure mode**: everybody is let in, and the keys of the encryption can be read by
-//! anyone on the way. That is for development. On the internet, your back end gives each player who has logged in a
-//! [connect token](transport::udp::token), and the server lets in only who has one:
+//! anyone on the way. That is for development, so such a server listens on loopback addresses only, unless
+//! [`insecure_anywhere`](server::ServerConfig::insecure_anywhere) is set. On the internet, your back end gives each
+//! player who has logged in a [connect token](transport::udp::token), and the server lets in only who has one:
 //!
 //! ```no_run
 //! use bevy::prelude::*;
@@ -388,7 +389,9 @@ pub mod client;
 pub mod headless;
 pub mod histogram;
 pub mod host;
+pub mod identity;
 pub mod input;
+mod mailbox;
 pub mod message;
 mod peer;
 pub mod protocol;

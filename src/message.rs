@@ -12,9 +12,13 @@ use serde::de::DeserializeOwned;
 
 use crate::client;
 use crate::host;
+use crate::mailbox::Letter;
 use crate::protocol::layout::NetId;
+use crate::protocol::limits::Class;
+use crate::protocol::reliable::Importance;
 use crate::registry::{FromNet, Registry, ToNet};
 use crate::server;
+use crate::transport::SharedBytes;
 use crate::wire::serial;
 
 /// What can be a message.
@@ -79,7 +83,38 @@ pub enum Target {
     AllExcept(Entity),
 }
 
+/// A message of this app's was taken by the game at the other end: handed to its readers, not necessarily read yet.
+///
+/// For message types registered with [`receipts`](crate::registry::MessageRegistration::receipts).
+#[derive(Message, Clone, Debug, PartialEq, Eq)]
+pub struct Delivered<M: Send + Sync + 'static> {
+    /// On a server, the session that took it; on a client, [`Entity::PLACEHOLDER`].
+    pub session: Entity,
+    /// The message. Entities that it names are not mapped back.
+    pub message: M,
+}
+
+/// A message of this app's could not be queued, since too much waits already, and is not sent.
+#[derive(Message, Clone, Debug, PartialEq, Eq)]
+pub struct Undeliverable<M: Send + Sync + 'static> {
+    /// On a server, the session for which it was; on a client, [`Entity::PLACEHOLDER`].
+    pub session: Entity,
+    /// The message.
+    pub message: M,
+}
+
 impl Channel {
+    /// The channel with this number.
+    pub(crate) fn from_id(id: u8) -> Option<Self> {
+        [
+            Self::ReliableOrdered,
+            Self::ReliableUnordered,
+            Self::Unreliable,
+        ]
+        .into_iter()
+        .find(|channel| channel.id() == id)
+    }
+
     /// Number of the channel on the wire; 0 is the connection's own.
     pub(crate) fn id(self) -> u8 {
         match self {
@@ -95,6 +130,10 @@ impl Channel {
 pub(crate) struct MessageEntry {
     pub name: &'static str,
     pub channel: Channel,
+    /// Which of the server's limits it counts towards.
+    pub class: Class,
+    pub importance: Importance,
+    pub has_receipts: bool,
     pub install_server: fn(&mut App),
     pub install_client: fn(&mut App),
     pub install_host: fn(&mut App),
@@ -102,6 +141,9 @@ pub(crate) struct MessageEntry {
     pub receive_on_server:
         fn(&mut World, session: Entity, &[u8]) -> Result<(), serial::SerialError>,
     pub receive_on_client: fn(&mut World, &[u8]) -> Result<(), serial::SerialError>,
+    /// Tells the game that the other end has a message, given as it was sent.
+    pub deliver_on_server: fn(&mut World, session: Entity, &[u8]),
+    pub deliver_on_client: fn(&mut World, &[u8]),
 }
 
 /// How one message type travels.
@@ -132,14 +174,17 @@ impl<M: NetMessage> MessageRule<M> {
         &self,
         message: &M,
         nets: &dyn Fn(Entity) -> Option<NetId>,
-    ) -> Result<Vec<u8>, serial::SerialError> {
+    ) -> Result<Letter, serial::SerialError> {
         let mut message = message.clone();
         let mut to_net = ToNet { nets };
         (self.map)(&mut message, &mut |entity| to_net.get_mapped(entity));
         let mut bytes = Vec::new();
         serial::encode(&self.id, &mut bytes)?;
         serial::encode(&message, &mut bytes)?;
-        Ok(bytes)
+        Ok(Letter {
+            id: self.id,
+            body: SharedBytes::new(bytes),
+        })
     }
 
     /// The value after the number.
@@ -168,7 +213,7 @@ pub(crate) fn register<M: NetMessage>(
     app: &mut App,
     channel: Channel,
     map: fn(&mut M, &mut MapEntity),
-) {
+) -> u16 {
     let entry = MessageEntry {
         name: type_name::<M>(),
         channel,
@@ -177,9 +222,26 @@ pub(crate) fn register<M: NetMessage>(
         install_host: host::install::<M>,
         receive_on_server: server::messages::receive::<M>,
         receive_on_client: client::messages::receive::<M>,
+        class: Class::Messages,
+        importance: Importance::Normal,
+        has_receipts: false,
+        deliver_on_server: deliver::<M>,
+        deliver_on_client: |world, bytes| deliver::<M>(world, Entity::PLACEHOLDER, bytes),
     };
     let id = Registry::push_message(app, entry);
     app.insert_resource(MessageRule::<M> { id, channel, map });
+    id
+}
+
+/// Tells the game that the other end has a message.
+fn deliver<M: NetMessage>(world: &mut World, session: Entity, bytes: &[u8]) {
+    let message = split(bytes).and_then(|(_, body)| serial::decode::<M>(body));
+    match message {
+        Ok(message) => {
+            world.write_message(Delivered { session, message });
+        }
+        Err(error) => error_once!("a message cannot be read back: {error}"),
+    }
 }
 
 /// For [`register`]: maps the entities of messages that name some.

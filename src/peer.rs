@@ -6,16 +6,23 @@
 //! datagram   header { chunk }
 //! chunk      kind (1 byte)  length (2 bytes, little endian)  body
 //! ```
+//!
+//! A length of 65,535 stands for the rest of the datagram: on streams a message can be longer than that.
+//!
+//! Where datagrams can be lost, messages travel in renet's packets. A stream loses nothing, so there they are chunks of
+//! their own, and renet has no part.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use bytes::Bytes;
 use renet::{ChannelConfig, ConnectionConfig, RenetClient, SendType};
 
-use crate::message::MAX_SERVER_MESSAGE_BYTES;
-use crate::protocol::acks::{AckTracker, Delivery, Header, Received, is_newer};
+use crate::message::{MAX_CLIENT_MESSAGE_BYTES, MAX_SERVER_MESSAGE_BYTES};
+use crate::protocol::acks::{self, AckTracker, Header, Received, is_newer};
 use crate::transport::filter::RenetFilter;
-use crate::transport::quietly;
+use crate::transport::{Delivery, SharedBytes, quietly};
+use crate::wire::serial;
 
 /// Largest datagram that is put together from several chunks.
 pub(crate) use crate::transport::MAX_DATAGRAM_BYTES;
@@ -33,6 +40,10 @@ const RESEND_TIME: Duration = Duration::from_millis(200);
 /// Bytes of messages per client and send: a 1 MiB message takes about 15 sends, and leaves room for others.
 const MESSAGE_BYTES_PER_SEND: u64 = 60_000;
 const CHUNK_HEAD: usize = 3;
+/// The length of a chunk that goes on to the end of its datagram.
+const THE_REST: u16 = u16::MAX;
+/// What a message has besides itself: its number and, for a component's value, its name.
+const MESSAGE_SLACK: usize = 64;
 /// Small renet packets share the snapshot's datagram up to this size; larger ones get their own.
 const SHARED_PACKET_BYTES: usize = 300;
 /// The first byte of a renet packet that only acknowledges.
@@ -45,6 +56,18 @@ pub(crate) enum ChunkKind {
     Inputs,
     Renet,
     Goodbye,
+    /// On streams: a channel's number, and a message.
+    Message,
+    /// Which of the session's messages this side has taken.
+    Taken,
+}
+
+/// Where datagrams go.
+pub(crate) trait Carrier {
+    fn send(&mut self, datagram: &[u8]);
+
+    /// Sends both as one datagram; the second part goes to many.
+    fn send_shared(&mut self, head: &[u8], shared: &SharedBytes);
 }
 
 /// Which end this is.
@@ -63,18 +86,43 @@ pub(crate) struct Violation(pub String);
 pub(crate) struct Peer {
     pub acks: AckTracker,
     side: Side,
-    renet: RenetClient,
-    filter: RenetFilter,
-    /// Something arrived that renet should acknowledge.
-    owes_acks: bool,
-    has_new_messages: bool,
+    messages: Messages,
     /// The newest datagram from which a snapshot was shown.
     newest_snapshot: Option<u16>,
     outgoing: Vec<u8>,
 }
 
-impl Peer {
-    pub fn new(side: Side) -> Self {
+/// How messages travel.
+enum Messages {
+    InPackets(Box<Packets>),
+    AsChunks(Chunks),
+}
+
+struct Packets {
+    renet: RenetClient,
+    filter: RenetFilter,
+    /// Something arrived that renet should acknowledge.
+    owes_acks: bool,
+    has_new_messages: bool,
+}
+
+#[derive(Default)]
+struct Chunks {
+    waiting: VecDeque<Waiting>,
+    waiting_bytes: usize,
+    arrived: VecDeque<(u8, Bytes)>,
+}
+
+/// A message on its way to a stream.
+struct Waiting {
+    channel: u8,
+    /// What precedes the message: its number, if it has one.
+    head: Vec<u8>,
+    body: SharedBytes,
+}
+
+impl Packets {
+    fn new(side: Side) -> Self {
         let channels = |max_memory_usage_bytes| -> Vec<_> {
             (0..CHANNELS)
                 .map(|channel_id| ChannelConfig {
@@ -111,16 +159,116 @@ impl Peer {
         renet.set_connected();
         let filter = match side {
             Side::Server => RenetFilter::from_client(),
-            // A little more: a component's value comes with its name.
-            Side::Client => RenetFilter::from_server(MAX_SERVER_MESSAGE_BYTES + 64),
+            Side::Client => RenetFilter::from_server(MAX_SERVER_MESSAGE_BYTES + MESSAGE_SLACK),
         };
         Self {
-            acks: AckTracker::new(),
-            side,
             renet,
             filter,
             owes_acks: false,
             has_new_messages: false,
+        }
+    }
+
+    fn receive(&mut self, packet: &[u8]) -> Result<(), Violation> {
+        // renet trusts its peers more than we do: see the filter.
+        let checked = match self.filter.check(packet) {
+            Ok(checked) => checked,
+            Err(rejection) if rejection.is_misbehaviour() => {
+                return Err(Violation(rejection.to_string()));
+            }
+            // As if the network had lost it: it will come again.
+            Err(_) => return Ok(()),
+        };
+        self.owes_acks |= checked.first() != Some(&RENET_ACK);
+        quietly(|| self.renet.process_packet(&checked));
+        match self.renet.disconnect_reason() {
+            Some(reason) => Err(Violation(format!("messages: {reason}"))),
+            None => Ok(()),
+        }
+    }
+
+    fn send(&mut self, channel: u8, message: Bytes) -> bool {
+        if !self.renet.can_send_message(channel, message.len()) {
+            return false;
+        }
+        self.renet.send_message(channel, message);
+        self.has_new_messages = true;
+        true
+    }
+
+    /// Whether messages have to be sent, sent again, or acknowledged. renet answers every packet, also one that only
+    /// acknowledges, so it is only asked when there is something to say: then silence costs nothing.
+    fn has_something_to_say(&self, side: Side) -> bool {
+        let capacity = match side {
+            Side::Client => CLIENT_CHANNEL_BYTES,
+            Side::Server => SERVER_CHANNEL_BYTES,
+        };
+        let awaits_acks = |channel: u8| self.renet.channel_available_memory(channel) != capacity;
+        self.owes_acks || self.has_new_messages || (0..CHANNELS - 1).any(awaits_acks)
+    }
+
+    fn take_packets(&mut self, side: Side) -> Vec<Vec<u8>> {
+        let packets = match self.has_something_to_say(side) {
+            true => self.renet.get_packets_to_send(),
+            false => Vec::new(),
+        };
+        self.owes_acks = false;
+        self.has_new_messages = false;
+        packets
+    }
+}
+
+impl Chunks {
+    /// `body` is a channel's number and a message.
+    fn receive(&mut self, side: Side, body: &[u8]) -> Result<(), Violation> {
+        let Some((&channel, message)) = body.split_first() else {
+            return Err(Violation("a message without a channel".into()));
+        };
+        let limit = match side {
+            Side::Server => MAX_CLIENT_MESSAGE_BYTES,
+            Side::Client => MAX_SERVER_MESSAGE_BYTES,
+        };
+        if channel >= CHANNELS || message.len() > limit + MESSAGE_SLACK {
+            return Err(Violation("a message too large, or on no channel".into()));
+        }
+        self.arrived
+            .push_back((channel, Bytes::copy_from_slice(message)));
+        Ok(())
+    }
+
+    fn send(&mut self, side: Side, channel: u8, head: Vec<u8>, body: SharedBytes) -> bool {
+        let capacity = match side {
+            Side::Client => CLIENT_CHANNEL_BYTES,
+            Side::Server => SERVER_CHANNEL_BYTES,
+        };
+        let bytes = head.len() + body.bytes().len();
+        if self.waiting_bytes + bytes > capacity {
+            return false;
+        }
+        self.waiting_bytes += bytes;
+        self.waiting.push_back(Waiting {
+            channel,
+            head,
+            body,
+        });
+        true
+    }
+
+    fn take_arrived(&mut self, channel: u8) -> Option<Bytes> {
+        let index = self.arrived.iter().position(|(of, _)| *of == channel)?;
+        self.arrived.remove(index).map(|(_, message)| message)
+    }
+}
+
+impl Peer {
+    pub fn new(side: Side, delivery: Delivery) -> Self {
+        Self {
+            acks: AckTracker::new(),
+            side,
+            messages: match delivery {
+                Delivery::Datagrams => Messages::InPackets(Box::new(Packets::new(side))),
+                Delivery::Stream => Messages::AsChunks(Chunks::default()),
+            },
             newest_snapshot: None,
             outgoing: Vec::with_capacity(MAX_DATAGRAM_BYTES),
         }
@@ -128,7 +276,9 @@ impl Peer {
 
     /// Lets renet's clock follow.
     pub fn advance(&mut self, delta: Duration) {
-        self.renet.update(delta);
+        if let Messages::InPackets(packets) = &mut self.messages {
+            packets.renet.update(delta);
+        }
     }
 
     /// Takes a datagram apart. Chunks of datagrams that came before, or too late, are not shown.
@@ -146,7 +296,7 @@ impl Peer {
             return Err(Violation("a datagram without a header".into()));
         };
         let received = self.acks.handle_header(now, header, |delivery| {
-            if let Delivery::Acked(seq) = delivery {
+            if let acks::Delivery::Acked(seq) = delivery {
                 on_acked(seq);
             }
         });
@@ -154,13 +304,26 @@ impl Peer {
             return Ok(());
         }
         while let Some((&[kind, low, high], tail)) = rest.split_first_chunk() {
-            let length = usize::from(u16::from_le_bytes([low, high]));
+            let length = match u16::from_le_bytes([low, high]) {
+                THE_REST => tail.len(),
+                length => usize::from(length),
+            };
             let Some((body, tail)) = tail.split_at_checked(length) else {
                 return Err(Violation("a chunk longer than its datagram".into()));
             };
             rest = tail;
             match ChunkKind::from_byte(kind) {
-                Some(ChunkKind::Renet) => self.receive_renet(body)?,
+                Some(kind @ (ChunkKind::Renet | ChunkKind::Message)) => {
+                    match (&mut self.messages, kind) {
+                        (Messages::InPackets(packets), ChunkKind::Renet) => {
+                            packets.receive(body)?
+                        }
+                        (Messages::AsChunks(chunks), ChunkKind::Message) => {
+                            chunks.receive(self.side, body)?;
+                        }
+                        _ => return Err(Violation("a message of the wrong form".into())),
+                    }
+                }
                 Some(ChunkKind::Snapshot)
                     if self
                         .newest_snapshot
@@ -179,76 +342,114 @@ impl Peer {
         Ok(())
     }
 
-    fn receive_renet(&mut self, packet: &[u8]) -> Result<(), Violation> {
-        // renet trusts its peers more than we do: see the filter.
-        let checked = match self.filter.check(packet) {
-            Ok(checked) => checked,
-            Err(rejection) if rejection.is_misbehaviour() => {
-                return Err(Violation(rejection.to_string()));
-            }
-            // As if the network had lost it: it will come again.
-            Err(_) => return Ok(()),
-        };
-        self.owes_acks |= checked.first() != Some(&RENET_ACK);
-        quietly(|| self.renet.process_packet(&checked));
-        match self.renet.disconnect_reason() {
-            Some(reason) => Err(Violation(format!("messages: {reason}"))),
-            None => Ok(()),
-        }
-    }
-
     /// The next message that arrived on a channel.
     pub fn next_message(&mut self, channel: u8) -> Option<Bytes> {
-        self.renet.receive_message(channel)
+        match &mut self.messages {
+            Messages::InPackets(packets) => packets.renet.receive_message(channel),
+            Messages::AsChunks(chunks) => chunks.take_arrived(channel),
+        }
     }
 
-    /// Queues a message. `false` when the channel is full: the other side does not keep up.
+    /// Queues a message without a number. `false` when the channel is full: the other side does not keep up.
     pub fn send_message(&mut self, channel: u8, message: Vec<u8>) -> bool {
-        if !self.renet.can_send_message(channel, message.len()) {
+        match &mut self.messages {
+            Messages::InPackets(packets) => packets.send(channel, message.into()),
+            Messages::AsChunks(chunks) => {
+                chunks.send(self.side, channel, Vec::new(), SharedBytes::new(message))
+            }
+        }
+    }
+
+    /// Queues one of the session's numbered messages. `false` when the channel is full.
+    pub fn send_numbered(&mut self, channel: u8, number: u32, body: &SharedBytes) -> bool {
+        let mut head = Vec::with_capacity(5);
+        if serial::encode(&number, &mut head).is_err() {
             return false;
         }
-        self.renet.send_message(channel, message);
-        self.has_new_messages = true;
-        true
+        match &mut self.messages {
+            Messages::InPackets(packets) => {
+                packets.send(channel, [&head, &body.bytes()[..]].concat().into())
+            }
+            Messages::AsChunks(chunks) => chunks.send(self.side, channel, head, body.clone()),
+        }
     }
 
-    /// Whether messages have to be sent, sent again, or acknowledged. renet answers every packet, also one that only
-    /// acknowledges, so it is only asked when there is something to say: then silence costs nothing.
-    fn has_messages(&self) -> bool {
-        let capacity = match self.side {
-            Side::Client => CLIENT_CHANNEL_BYTES,
-            Side::Server => SERVER_CHANNEL_BYTES,
-        };
-        let awaits_acks = |channel: u8| self.renet.channel_available_memory(channel) != capacity;
-        self.owes_acks || self.has_new_messages || (0..CHANNELS - 1).any(awaits_acks)
-    }
-
-    /// Sends what renet has to say, and begins the datagram that the caller's chunks go into.
+    /// Sends the messages that wait, and begins the datagram that the caller's chunks go into.
     ///
-    /// Small packets stay in that datagram. Returns its number, for acknowledgements.
-    pub fn begin(&mut self, now: Duration, send: &mut dyn FnMut(&[u8])) -> u16 {
-        let packets = if self.has_messages() {
-            self.renet.get_packets_to_send()
-        } else {
-            Vec::new()
-        };
-        self.owes_acks = false;
-        self.has_new_messages = false;
+    /// Small ones stay in that datagram. Returns its number, for acknowledgements.
+    pub fn begin(&mut self, now: Duration, to: &mut impl Carrier) -> u16 {
+        match &mut self.messages {
+            Messages::InPackets(packets) => {
+                let packets = packets.take_packets(self.side);
+                self.begin_with_packets(now, packets, to)
+            }
+            Messages::AsChunks(chunks) => {
+                chunks.waiting_bytes = 0;
+                let waiting = std::mem::take(&mut chunks.waiting);
+                self.begin_with_messages(now, waiting, to)
+            }
+        }
+    }
+
+    fn begin_with_packets(
+        &mut self,
+        now: Duration,
+        packets: Vec<Vec<u8>>,
+        to: &mut impl Carrier,
+    ) -> u16 {
         let (small, large): (Vec<_>, Vec<_>) = packets
             .into_iter()
             .partition(|packet| packet.len() <= SHARED_PACKET_BYTES);
         for packet in large {
             self.start_datagram(now);
             self.chunk(ChunkKind::Renet, &packet);
-            send(&self.outgoing);
+            to.send(&self.outgoing);
         }
         let mut seq = self.start_datagram(now);
         for packet in small {
             if self.outgoing.len() + CHUNK_HEAD + packet.len() > SHARED_PACKET_BYTES {
-                send(&self.outgoing);
+                to.send(&self.outgoing);
                 seq = self.start_datagram(now);
             }
             self.chunk(ChunkKind::Renet, &packet);
+        }
+        seq
+    }
+
+    /// In the order in which they were queued: a stream keeps it, and so the numbers' order.
+    fn begin_with_messages(
+        &mut self,
+        now: Duration,
+        waiting: VecDeque<Waiting>,
+        to: &mut impl Carrier,
+    ) -> u16 {
+        let mut seq = self.start_datagram(now);
+        for Waiting {
+            channel,
+            head,
+            body,
+        } in waiting
+        {
+            let message = body.bytes();
+            let length = 1 + head.len() + message.len();
+            if self.outgoing.len() + CHUNK_HEAD + length > SHARED_PACKET_BYTES {
+                if self.outgoing.len() > Header::LEN {
+                    to.send(&self.outgoing);
+                    seq = self.start_datagram(now);
+                }
+                if length > SHARED_PACKET_BYTES - Header::LEN - CHUNK_HEAD {
+                    self.chunk_head(ChunkKind::Message, THE_REST);
+                    self.outgoing.push(channel);
+                    self.outgoing.extend_from_slice(&head);
+                    to.send_shared(&self.outgoing, &body);
+                    seq = self.start_datagram(now);
+                    continue;
+                }
+            }
+            self.chunk_head(ChunkKind::Message, length as u16);
+            self.outgoing.push(channel);
+            self.outgoing.extend_from_slice(&head);
+            self.outgoing.extend_from_slice(message);
         }
         seq
     }
@@ -267,23 +468,30 @@ impl Peer {
 
     /// Adds a chunk to the datagram that was begun. It must fit [`Self::room`], or be alone.
     pub fn chunk(&mut self, kind: ChunkKind, body: &[u8]) {
-        self.outgoing.push(kind as u8);
-        self.outgoing
-            .extend_from_slice(&(body.len() as u16).to_le_bytes());
+        self.chunk_head(kind, body.len() as u16);
         self.outgoing.extend_from_slice(body);
     }
 
+    fn chunk_head(&mut self, kind: ChunkKind, length: u16) {
+        self.outgoing.push(kind as u8);
+        self.outgoing.extend_from_slice(&length.to_le_bytes());
+    }
+
     /// Sends the datagram that was begun.
-    pub fn finish(&mut self, send: &mut dyn FnMut(&[u8])) {
-        send(&self.outgoing);
+    pub fn finish(&mut self, to: &mut impl Carrier) {
+        to.send(&self.outgoing);
     }
 
     /// A datagram that says why this is the last one. Nobody acknowledges it; send it a few times.
-    pub fn goodbye(&mut self, now: Duration, reason: &[u8], send: &mut dyn FnMut(&[u8])) {
-        for _ in 0..GOODBYES {
+    pub fn goodbye(&mut self, now: Duration, reason: &[u8], to: &mut impl Carrier) {
+        let times = match self.messages {
+            Messages::InPackets(_) => GOODBYES,
+            Messages::AsChunks(_) => 1,
+        };
+        for _ in 0..times {
             self.start_datagram(now);
             self.chunk(ChunkKind::Goodbye, reason);
-            send(&self.outgoing);
+            to.send(&self.outgoing);
         }
     }
 }
@@ -293,8 +501,15 @@ const GOODBYES: usize = 3;
 
 impl ChunkKind {
     fn from_byte(byte: u8) -> Option<Self> {
-        [Self::Snapshot, Self::Inputs, Self::Renet, Self::Goodbye]
-            .get(usize::from(byte))
-            .copied()
+        [
+            Self::Snapshot,
+            Self::Inputs,
+            Self::Renet,
+            Self::Goodbye,
+            Self::Message,
+            Self::Taken,
+        ]
+        .get(usize::from(byte))
+        .copied()
     }
 }

@@ -16,6 +16,8 @@ use crate::input::{self, NetInput};
 use crate::message::{self, Channel, NetMessage};
 use crate::protocol::archive::Archive;
 use crate::protocol::layout::{ComponentId, Layout, Layouts, NetId};
+use crate::protocol::limits::Class;
+use crate::protocol::reliable::Importance;
 use crate::protocol::replica::ValueRef;
 use crate::replication::SpawnKey;
 use crate::server;
@@ -124,9 +126,9 @@ impl<'a> Protocol<'a> {
     /// # Panics
     ///
     /// When `M` is registered twice, or when the app already runs.
-    pub fn add_message<M: NetMessage>(self, channel: Channel) -> Self {
-        message::register::<M>(self.app, channel, |_, _| {});
-        self
+    pub fn add_message<M: NetMessage>(self, channel: Channel) -> MessageRegistration<'a> {
+        let id = message::register::<M>(self.app, channel, |_, _| {});
+        MessageRegistration { app: self.app, id }
     }
 
     /// Like [`Self::add_message`], for messages that name entities: those are mapped to the receiver's own, and to
@@ -135,9 +137,72 @@ impl<'a> Protocol<'a> {
     /// # Panics
     ///
     /// When `M` is registered twice, or when the app already runs.
-    pub fn add_mapped_message<M: NetMessage + MapEntities>(self, channel: Channel) -> Self {
-        message::register::<M>(self.app, channel, message::map_entities);
+    pub fn add_mapped_message<M: NetMessage + MapEntities>(
+        self,
+        channel: Channel,
+    ) -> MessageRegistration<'a> {
+        let id = message::register::<M>(self.app, channel, message::map_entities);
+        MessageRegistration { app: self.app, id }
+    }
+}
+
+/// One message type, to refine and to go on from.
+pub struct MessageRegistration<'a> {
+    app: &'a mut App,
+    id: u16,
+}
+
+impl<'a> MessageRegistration<'a> {
+    /// What goes first when not everything can go at once; [`Importance::Normal`] unless told. Messages on
+    /// [`Channel::ReliableOrdered`] keep their order among those of the same importance.
+    pub fn importance(mut self, importance: Importance) -> Self {
+        self.entry().importance = importance;
         self
+    }
+
+    /// Counts it towards the server's limits for chat, which are tighter than those for other messages.
+    pub fn chat(mut self) -> Self {
+        self.entry().class = Class::Chat;
+        self
+    }
+
+    /// Tells this app with [`Delivered`](crate::message::Delivered) when the game at the other end has taken one. Only
+    /// for the reliable channels.
+    ///
+    /// # Panics
+    ///
+    /// When the channel is unreliable.
+    pub fn receipts(mut self) -> Self {
+        let entry = self.entry();
+        assert!(
+            entry.channel != Channel::Unreliable,
+            "`{}` may be lost, so nobody can say whether it was taken; use a reliable channel for receipts",
+            entry.name
+        );
+        entry.has_receipts = true;
+        self
+    }
+
+    /// See [`Protocol::add_message`].
+    pub fn add_message<M: NetMessage>(self, channel: Channel) -> Self {
+        self.app.protocol().add_message::<M>(channel)
+    }
+
+    /// See [`Protocol::add_mapped_message`].
+    pub fn add_mapped_message<M: NetMessage + MapEntities>(self, channel: Channel) -> Self {
+        self.app.protocol().add_mapped_message::<M>(channel)
+    }
+
+    fn entry(&mut self) -> &mut message::MessageEntry {
+        let messages = Arc::make_mut(
+            &mut self
+                .app
+                .world_mut()
+                .resource_mut::<Registry>()
+                .into_inner()
+                .messages,
+        );
+        &mut messages[usize::from(self.id)]
     }
 }
 
@@ -211,7 +276,7 @@ impl<'a, C: Component + Clone> Registration<'a, C> {
     }
 
     /// See [`Protocol::add_message`].
-    pub fn add_message<M: NetMessage>(self, channel: Channel) -> Protocol<'a> {
+    pub fn add_message<M: NetMessage>(self, channel: Channel) -> MessageRegistration<'a> {
         self.protocol().add_message::<M>(channel)
     }
 

@@ -1,6 +1,11 @@
 //! Players, as the server sees them.
+//!
+//! A session outlives its connection. When a link dies, the session is [away](Away): its entities, its room and its
+//! messages stay, for [`resume_window`](crate::server::ServerConfig::resume_window). A client that comes back within
+//! that time, over whatever link, goes on where it was.
 
 use std::fmt;
+use std::time::Duration;
 
 use bevy::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -22,8 +27,19 @@ impl fmt::Display for SessionId {
 pub struct Session {
     /// Its number.
     pub id: SessionId,
-    /// What the player calls themselves: 1 to 32 characters, no control characters. Not unique.
+    /// What the player calls themselves: 1 to 32 visible characters. Not unique.
     pub name: String,
+    /// Operating system and architecture of the client, or `browser`, as it says.
+    pub platform: String,
+}
+
+/// On a session without a link: its client has lost the connection and may come back.
+#[derive(Component, Clone, Debug)]
+pub struct Away {
+    /// Since when, in the app's real time.
+    pub since: Duration,
+    /// How the link ended.
+    pub reason: DisconnectReason,
 }
 
 /// A player has joined: the place to spawn what they steer.
@@ -31,6 +47,24 @@ pub struct Session {
 pub struct SessionJoined {
     /// The session.
     pub entity: Entity,
+}
+
+/// A session has lost its link. It stays until its client is back or the resume window is over.
+#[derive(EntityEvent, Clone, Debug)]
+pub struct SessionAway {
+    /// The session.
+    pub entity: Entity,
+    /// How the link ended.
+    pub reason: DisconnectReason,
+}
+
+/// A session's client is back, over a new link.
+#[derive(EntityEvent, Clone, Copy, Debug)]
+pub struct SessionReturned {
+    /// The session.
+    pub entity: Entity,
+    /// Messages to the client that are lost, because it was away for longer than they could be kept.
+    pub lost: u64,
 }
 
 /// A player has left. The session entity and all that it [owns](crate::replication::Owns) are despawned after this.
@@ -42,11 +76,23 @@ pub struct SessionLeft {
     pub reason: DisconnectReason,
 }
 
-/// Makes the server end a session.
+/// Makes the server end a session. What was written to it in the same frame still goes out.
 #[derive(Event, Clone, Debug)]
 pub struct Kick {
     /// Whom.
     pub session: Entity,
     /// Shown to the player.
     pub reason: String,
+}
+
+/// Makes the server end a session and refuse its player for a time: by who they are, if that is
+/// [verified](crate::identity::Identity::verified), and by address.
+#[derive(Event, Clone, Debug)]
+pub struct Ban {
+    /// Whom.
+    pub session: Entity,
+    /// Shown to the player, now and when they try again.
+    pub reason: String,
+    /// For how long.
+    pub duration: Duration,
 }

@@ -120,14 +120,23 @@ impl TestNet {
         id
     }
 
-    /// Lets a client connect (again) over a new link.
+    /// Lets a client connect, with a new session. When it loses the link, it comes back over another.
     pub fn connect(&mut self, client: TestClientId) {
+        let connector = self.connector.clone();
         let seed = self.conditions.seed.wrapping_add(client.0 as u64);
-        let link = Conditioned::new(
-            self.connector.connect(),
-            self.conditions.clone().with_seed(seed),
-        );
-        self.client(client).connect_over(link);
+        let mut conditions = self.conditions.clone().with_seed(seed);
+        self.client(client).connect_with(move |_: Option<&[u8]>| {
+            let link = Conditioned::new(connector.connect(), conditions.clone());
+            // Each link has dice of its own.
+            conditions.seed = conditions.seed.wrapping_add(1_000);
+            Ok(Box::new(link) as Box<dyn ClientTransport>)
+        });
+    }
+
+    /// Lets a client's link go without a word, as when the network fails. The server finds out by silence, or when the
+    /// client comes back.
+    pub fn cut(&mut self, client: TestClientId) {
+        self.client(client).cut_link();
     }
 
     /// Lets a client connect over a transport of the test's own.

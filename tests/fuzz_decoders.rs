@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use bevy_tandem::protocol::acks::{AckTracker, Header};
 use bevy_tandem::protocol::archive::{Archive, PartitionId};
-use bevy_tandem::protocol::handshake::{Control, DisconnectReason, Hello};
+use bevy_tandem::protocol::handshake::{Control, DisconnectReason, Hello, Intent, Request};
 use bevy_tandem::protocol::input::{EncodeLimits, InputBuffer, InputHistory, InputMessage};
 use bevy_tandem::protocol::layout::{ComponentId, Layout, Layouts, Meta, NetId, PredictedBy};
 use bevy_tandem::protocol::replica::{Replica, SnapshotError, ValueRef};
@@ -490,6 +490,10 @@ fn handshakes_neither_panic_nor_make_anyone_hold_much() {
                     wire_version: rng.u32(..),
                     fingerprint: rng.u64(..),
                     name: "Ada".into(),
+                    game_version: String::new(),
+                    platform: "linux".into(),
+                    credentials: Vec::new(),
+                    intent: Intent::Join,
                 },
                 &mut bytes,
             ),
@@ -533,6 +537,7 @@ fn handshakes_neither_panic_nor_make_anyone_hold_much() {
             let _ = serial::decode::<Hello>(&bytes);
             let _ = serial::decode::<Control>(&bytes);
             let _ = serial::decode::<DisconnectReason>(&bytes);
+            let _ = serial::decode::<Request>(&bytes);
         });
         // For a moment: a string's length is believed up to the codec's limit before the bytes behind it are seen.
         let most = 17 * serial::MAX_VALUE_BYTES as isize;

@@ -5,10 +5,10 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bevy::prelude::*;
-use bevy_tandem::client::ClientConfig;
+use bevy_tandem::client::{ClientConfig, ReconnectSettings};
 use bevy_tandem::prelude::*;
 use bevy_tandem::protocol::acks::{AckTracker, Header};
-use bevy_tandem::protocol::handshake::{Hello, WIRE_VERSION};
+use bevy_tandem::protocol::handshake::{Hello, Intent, WIRE_VERSION};
 use bevy_tandem::server::{ListenAddresses, ServerConfig};
 use bevy_tandem::testing::{TestClientId, TestNet};
 use bevy_tandem::transport::udp::{Auth, ClientAuth, UdpClient, UdpServer, token};
@@ -79,15 +79,13 @@ fn client_log(net: &mut TestNet, client: TestClientId) -> &Log {
 
 fn is_connected(net: &mut TestNet, client: TestClientId) -> bool {
     let connection = net.client(client).world().resource::<Connection>();
-    connection.session().is_some()
+    connection.state() == ConnectionState::Connected
 }
 
 /// Why a client is not connected, if its connection has ended.
 fn end_reason(net: &mut TestNet, client: TestClientId) -> Option<DisconnectReason> {
-    match net.client(client).world().resource::<Connection>().state() {
-        ConnectionState::Disconnected { reason } => reason.clone(),
-        _ => None,
-    }
+    let connection = net.client(client).world().resource::<Connection>();
+    connection.reason().cloned()
 }
 
 fn count<C: Component>(app: &mut App) -> usize {
@@ -185,10 +183,10 @@ fn names_that_do_not_fit_are_refused() {
         let mut net = TestNet::new(game, LinkConditions::default());
         let ada = net.join(name);
         net.run(Ticks(60));
-        assert_eq!(
-            end_reason(&mut net, ada),
-            Some(DisconnectReason::InvalidName),
-            "{name:?}"
+        let reason = end_reason(&mut net, ada);
+        assert!(
+            matches!(reason, Some(DisconnectReason::InvalidName(_))),
+            "{name:?}: {reason:?}"
         );
         assert!(server_log(&net).joined.is_empty());
     }
@@ -320,6 +318,7 @@ fn an_app_that_exits_says_goodbye() {
 fn a_client_that_crashes_times_out() {
     let config = ServerConfig {
         client_timeout: Duration::from_secs(2),
+        resume_window: Duration::ZERO,
         ..default()
     };
     let mut net = TestNet::with_config(game, LinkConditions::default(), config);
@@ -337,11 +336,19 @@ fn a_client_that_crashes_times_out() {
 
 #[test]
 fn a_network_that_fails_times_out_on_both_sides() {
-    let mut net = TestNet::new(game, LinkConditions::default());
+    let config = ServerConfig {
+        resume_window: Duration::ZERO,
+        ..default()
+    };
+    let mut net = TestNet::with_config(game, LinkConditions::default(), config);
     let ada = net.join_with(
         game,
         ClientConfig {
             timeout: Duration::from_secs(3),
+            reconnect: ReconnectSettings {
+                enabled: false,
+                ..default()
+            },
             ..named("Ada")
         },
     );
@@ -679,6 +686,10 @@ fn hostile_hellos_are_refused() {
         wire_version: WIRE_VERSION,
         fingerprint: 1,
         name: "Mallory".into(),
+        game_version: String::new(),
+        platform: "linux".into(),
+        credentials: Vec::new(),
+        intent: Intent::Join,
     };
     let mut encoded = Vec::new();
     serial::encode(&honest, &mut encoded).unwrap();
@@ -758,12 +769,16 @@ fn wait_until(what: &str, apps: &mut [&mut App], is_so: impl Fn(&mut [&mut App])
     }
 }
 
-fn state(app: &App) -> &ConnectionState {
+fn state(app: &App) -> ConnectionState {
     app.world().resource::<Connection>().state()
 }
 
+fn reason(app: &App) -> Option<&DisconnectReason> {
+    app.world().resource::<Connection>().reason()
+}
+
 fn is_in(app: &App) -> bool {
-    matches!(state(app), ConnectionState::Connected { .. })
+    state(app) == ConnectionState::Connected
 }
 
 #[test]
@@ -789,11 +804,9 @@ fn udp_carries_a_session_from_start_to_end() {
 
     server.world_mut().write_message(AppExit::Success);
     wait_until("is told", &mut [&mut server, &mut client], |apps| {
-        *state(apps[1])
-            == ConnectionState::Disconnected {
-                reason: Some(DisconnectReason::ServerShutdown),
-            }
+        reason(apps[1]) == Some(&DisconnectReason::ServerShutdown)
     });
+    assert_eq!(state(&client), ConnectionState::Disconnected);
     assert_eq!(server.world().resource::<Log>().left.len(), 1);
 }
 
@@ -842,11 +855,9 @@ fn connecting_over_udp_to_nobody_times_out() {
         ..named("Ada")
     });
     wait_until("gives up", &mut [&mut client], |apps| {
-        *state(apps[0])
-            == ConnectionState::Disconnected {
-                reason: Some(DisconnectReason::ConnectTimedOut),
-            }
+        reason(apps[0]) == Some(&DisconnectReason::ConnectTimedOut)
     });
+    assert_eq!(state(&client), ConnectionState::Failed);
 }
 
 #[test]
@@ -894,18 +905,7 @@ fn quantizers_with_equal_widths_and_other_ranges_are_refused() {
     let mut net = TestNet::new(coarse, LinkConditions::default());
     let ada = net.join_with(fine, ClientConfig::default());
     net.run(Ticks(60));
-    let state = net
-        .client(ada)
-        .world()
-        .resource::<Connection>()
-        .state()
-        .clone();
-    let ConnectionState::Disconnected {
-        reason: Some(reason),
-    } = state
-    else {
-        panic!("the client is refused, not {state:?}");
-    };
+    let reason = end_reason(&mut net, ada).expect("the client is refused");
     assert!(
         matches!(reason, DisconnectReason::ProtocolMismatch { .. }),
         "{reason}"

@@ -175,7 +175,7 @@ impl Crowd {
 impl Client {
     fn note_connection(&mut self) {
         let connection = self.app.world().resource::<Connection>();
-        if let ConnectionState::Connected { .. } = connection.state() {
+        if connection.state() == ConnectionState::Connected {
             self.connected_at.get_or_insert_with(Instant::now);
         }
     }

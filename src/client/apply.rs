@@ -3,8 +3,9 @@
 use bevy::platform::collections::{HashMap, HashSet};
 use bevy::prelude::*;
 
-use super::connection::{Link, connected};
+use super::connection::connected;
 use super::interpolate::{self, Playhead};
+use super::link::Link;
 use super::predict::{self, PredictionFns};
 use super::stats::ClientStats;
 use crate::protocol::layout::{ComponentId, Layouts, Meta, NetId, PredictedBy};
@@ -54,6 +55,8 @@ pub(crate) struct Mirror {
     /// Copies that stay until playback reaches the tick in which they went.
     leaving: Vec<(Tick, Entity)>,
     previous_snapshot: Option<Tick>,
+    /// Copies from before the link was lost, of which the server has not spoken since.
+    unconfirmed: HashSet<NetId>,
     /// A snapshot could not be used, though it was acknowledged: the client must be told everything again.
     needs_resync: bool,
     changes: Vec<Change>,
@@ -107,6 +110,7 @@ impl Mirror {
             waiting: HashMap::default(),
             leaving: Vec::new(),
             previous_snapshot: None,
+            unconfirmed: HashSet::default(),
             needs_resync: false,
             changes: Vec::new(),
         }
@@ -119,6 +123,34 @@ impl Mirror {
         mirror.replica = Replica::new(mirror.layouts.clone(), max_entities);
         mirror.session = session;
         mirror.anchor = anchor;
+    }
+
+    /// Lets predicted copies stand still: there is no link, and so nothing that would correct them.
+    pub fn freeze(world: &mut World) {
+        let Some(mirror) = world.get_resource::<Self>() else {
+            return;
+        };
+        let predicted: Vec<_> = mirror.predicted().map(|(_, local)| local.entity).collect();
+        for entity in predicted {
+            if let Ok(mut entity) = world.get_entity_mut(entity) {
+                entity.remove::<Simulated>();
+            }
+        }
+        predict::forget_early_copies(world);
+    }
+
+    /// Goes on over a new link: the server tells everything anew, and what it still has keeps its entity.
+    pub fn resume(world: &mut World, anchor: Tick, max_entities: usize) {
+        let mut mirror = world.resource_mut::<Self>();
+        mirror.replica = Replica::new(mirror.layouts.clone(), max_entities);
+        mirror.anchor = anchor;
+        mirror.previous_snapshot = None;
+        mirror.needs_resync = false;
+        mirror.waiting.clear();
+        mirror.unconfirmed = mirror.locals.keys().copied().collect();
+        for (_, entity) in std::mem::take(&mut mirror.leaving) {
+            world.try_despawn(entity).ok();
+        }
     }
 
     /// Removes all copies.
@@ -318,8 +350,11 @@ fn apply_snapshots(world: &mut World) {
 }
 
 /// Tells clocks and statistics of a snapshot.
-fn take_note(world: &mut World, mirror: &mut Mirror, Taken { header, .. }: Taken) {
+fn take_note(world: &mut World, mirror: &mut Mirror, Taken { header, complete }: Taken) {
     mirror.previous_snapshot = Some(header.tick);
+    if complete {
+        despawn_unconfirmed(world, mirror);
+    }
     let now = world.resource::<Time<Real>>().elapsed();
     world.resource_scope(|world, mut link: Mut<Link>| {
         let rtt = link.peer.acks.rtt().unwrap_or_default();
@@ -359,12 +394,26 @@ fn take_note(world: &mut World, mirror: &mut Mirror, Taken { header, .. }: Taken
     });
 }
 
+/// The server has told everything that there is, so what it did not mention is gone.
+fn despawn_unconfirmed(world: &mut World, mirror: &mut Mirror) {
+    for net in std::mem::take(&mut mirror.unconfirmed) {
+        if let Some(local) = mirror.locals.remove(&net) {
+            mirror.nets.remove(&local.entity);
+            mirror.predicted.remove(&net);
+            world.try_despawn(local.entity).ok();
+        }
+    }
+}
+
 fn apply_changes(world: &mut World, mirror: &mut Mirror, changes: &[Change], tick: Tick) {
     let entries = world.resource::<Registry>().components.clone();
     let mut unknown = Vec::new();
     let held = mirror.previous_snapshot.unwrap_or(tick);
     for &change in changes {
         match change {
+            Change::Spawned(net) if mirror.unconfirmed.remove(&net) => {
+                find_again(world, mirror, net, tick);
+            }
             Change::Spawned(net) => spawn(world, mirror, net, tick),
             Change::MetaChanged(net) => set_role(world, mirror, net, tick),
             Change::Set(net, component) => {
@@ -461,6 +510,43 @@ fn spawn(world: &mut World, mirror: &mut Mirror, net: NetId, tick: Tick) {
         .map(|(other, component)| Change::Set(other, component))
         .collect();
     apply_changes(world, mirror, &retold, tick);
+}
+
+/// An entity from before the link was lost is still there.
+fn find_again(world: &mut World, mirror: &mut Mirror, net: NetId, tick: Tick) {
+    let Some(local) = mirror.locals.get_mut(&net) else {
+        return;
+    };
+    local.checked = None;
+    local.is_fresh = true;
+    local.is_early = false;
+    local.gone_since = None;
+    let entity = local.entity;
+    if world.get_entity(entity).is_err() {
+        // The game has despawned its copy meanwhile.
+        respawn(world, mirror, net);
+        return;
+    }
+    predict::forget(world, entity);
+    // What it has lost while nobody could tell this client.
+    let kept = mirror.replica.entity(net);
+    let removed: Vec<_> = world
+        .resource::<Registry>()
+        .components
+        .iter()
+        .enumerate()
+        .filter(|(index, _)| {
+            let id = ComponentId(*index as u8);
+            kept.is_none_or(|kept| !kept.has(id))
+        })
+        .map(|(_, entry)| entry.client.remove)
+        .collect();
+    if let Ok(mut entity) = world.get_entity_mut(entity) {
+        for remove in removed {
+            remove(&mut entity);
+        }
+    }
+    set_role(world, mirror, net, tick);
 }
 
 /// Makes the entity that stands for one of the server's anew, and tells it all its values.

@@ -2,7 +2,7 @@
 
 use bevy::prelude::*;
 
-use super::connection::is_synchronised;
+use super::link::is_synchronised;
 use super::stats::ClientStats;
 use crate::protocol::input::InputHistory;
 use crate::registry::Registry;

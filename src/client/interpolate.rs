@@ -10,7 +10,8 @@ use bevy::ecs::component::Mutable;
 use bevy::prelude::*;
 
 use super::apply;
-use super::connection::{Link, connected};
+use super::connection::connected;
+use super::link::Link;
 use super::smooth;
 use super::stats::ClientStats;
 use crate::blend::Blend;
@@ -104,8 +105,7 @@ fn advance(
         stats.interpolation_delay = playback.delay;
     }
     let starvation = link.timeline.starvation();
-    stats.frames = starvation.frames;
-    stats.starved_frames = starvation.starved;
+    stats.count_frames(starvation.frames, starvation.starved);
 }
 
 impl<C: Clone + Send + Sync + 'static> Buffer<C> {

@@ -3,8 +3,12 @@
 use bevy::prelude::*;
 
 use super::apply::Mirror;
-use super::connection::{Connection, Link};
-use crate::message::{FromServer, MAX_CLIENT_MESSAGE_BYTES, MessageRule, NetMessage, ToServer};
+use super::connection::Connection;
+use super::link::{Keepsakes, Link};
+use crate::message::{
+    Delivered, FromServer, MAX_CLIENT_MESSAGE_BYTES, MessageRule, NetMessage, ToServer,
+    Undeliverable,
+};
 use crate::registry::Registry;
 use crate::schedule::TandemSystems;
 use crate::wire::serial;
@@ -27,6 +31,8 @@ impl Plugin for MessagePlugin {
 pub(crate) fn install<M: NetMessage>(app: &mut App) {
     app.add_message::<FromServer<M>>()
         .add_message::<ToServer<M>>()
+        .add_message::<Delivered<M>>()
+        .add_message::<Undeliverable<M>>()
         .add_systems(PostUpdate, send::<M>.in_set(TandemSystems::Collect));
 }
 
@@ -41,30 +47,48 @@ pub(crate) fn receive<M: NetMessage>(
     Ok(())
 }
 
-/// Until the client is in, messages are dropped: there is nobody to whom they were said.
+/// Until the client is in, messages are dropped: there is nobody to whom they were said. While it tries to come back,
+/// reliable ones wait.
 fn send<M: NetMessage>(
     mut messages: MessageReader<ToServer<M>>,
+    mut undeliverable: MessageWriter<Undeliverable<M>>,
     rule: Res<MessageRule<M>>,
-    link: Option<ResMut<Link>>,
+    registry: Res<Registry>,
+    mut link: Option<ResMut<Link>>,
+    mut keepsakes: ResMut<Keepsakes>,
     connection: Res<Connection>,
     mirror: Res<Mirror>,
 ) {
-    let Some(mut link) = link.filter(|_| connection.session().is_some()) else {
+    let Some(mail) = keepsakes
+        .mail
+        .as_mut()
+        .filter(|_| connection.session().is_some())
+    else {
         messages.clear();
         return;
     };
     for ToServer(message) in messages.read() {
-        match rule.encode(message, &|entity| mirror.net_id(entity)) {
-            Ok(bytes) if bytes.len() <= MAX_CLIENT_MESSAGE_BYTES => {
-                if !link.peer.send_message(rule.channel.id(), bytes) {
-                    warn!("a message is dropped: too many are waiting to be acknowledged");
-                }
+        let letter = match rule.encode(message, &|entity| mirror.net_id(entity)) {
+            Ok(letter) => letter,
+            Err(error) => {
+                error!("a message cannot be sent: {error}");
+                continue;
             }
-            Ok(bytes) => error!(
-                "a message of {} bytes is not sent: a client's may have {MAX_CLIENT_MESSAGE_BYTES}; split it",
-                bytes.len(),
-            ),
-            Err(error) => error!("a message cannot be sent: {error}"),
+        };
+        let bytes = letter.body.bytes().len();
+        if bytes > MAX_CLIENT_MESSAGE_BYTES {
+            error!(
+                "a message of {bytes} bytes is not sent: a client's may have {MAX_CLIENT_MESSAGE_BYTES}; split it"
+            );
+            continue;
+        }
+        let peer = link.as_mut().map(|link| &mut link.peer);
+        if !mail.post(peer, &registry.messages, rule.channel, letter) {
+            warn_once!("messages are not sent: too many wait to be acknowledged");
+            undeliverable.write(Undeliverable {
+                session: Entity::PLACEHOLDER,
+                message: message.clone(),
+            });
         }
     }
 }

@@ -44,11 +44,38 @@ pub struct ClientStats {
     pub snaps: u64,
     /// Times that the clock was set rather than stretched.
     pub clock_snaps: u64,
+    /// Bytes and datagrams of links that have ended.
+    transport_before: TransportStats,
+    /// Frames, and starved ones, of links that have ended.
+    frames_before: (u64, u64),
     /// How far predictions of interpolated components were off when the server's state came, in units.
     pub prediction_error: Histogram,
 }
 
 impl ClientStats {
+    /// What a link has carried so far is added to what those before it have.
+    pub(super) fn count_transport(&mut self, now: TransportStats) {
+        self.transport = self.transport_before + now;
+    }
+
+    /// The same for frames.
+    pub(super) fn count_frames(&mut self, frames: u64, starved: u64) {
+        self.frames = self.frames_before.0 + frames;
+        self.starved_frames = self.frames_before.1 + starved;
+    }
+
+    /// A link has ended, after it had carried so much.
+    pub(super) fn end_link(&mut self, carried: TransportStats) {
+        self.count_transport(carried);
+        self.transport_before = self.transport;
+        self.frames_before = (self.frames, self.starved_frames);
+    }
+
+    /// The session goes on over a new link: the server counts late inputs anew.
+    pub(super) fn begin_link(&mut self) {
+        self.late_told = 0;
+    }
+
     /// Counts along with the server, which tells its count modulo 16.
     pub(super) fn count_late(&mut self, told: u8) {
         self.inputs_late += u64::from(told.wrapping_sub(self.late_told) % 16);

@@ -137,7 +137,7 @@ impl ServerReport {
             .unwrap_or_default();
         let network = world
             .get_resource::<ServerStats>()
-            .copied()
+            .cloned()
             .unwrap_or_default();
         Self {
             ticks: timings.tick_ms.count(),

@@ -57,9 +57,13 @@ impl Plugin for HeadlessPlugin {
     }
 }
 
-/// The app will stop shortly: a signal arrived, or its time is up.
+/// The app will stop shortly: a signal arrived, or its time is up. Servers let nobody in from here on, and tell their
+/// clients how long they stay.
 #[derive(Event, Clone, Copy, Debug)]
-pub struct ShutdownRequested;
+pub struct ShutdownRequested {
+    /// For how long the app still runs.
+    pub grace: Duration,
+}
 
 /// How long ticks took since the app started.
 #[derive(Resource, Clone, Debug, Default)]
@@ -134,7 +138,9 @@ fn run(mut app: App, settings: &HeadlessPlugin) -> AppExit {
         let time_is_up = settings.run_for.is_some_and(|limit| now - started >= limit);
         if shutdown_at.is_none() && (signals.any() || time_is_up) {
             shutdown_at = Some(now + settings.grace);
-            app.world_mut().trigger(ShutdownRequested);
+            app.world_mut().trigger(ShutdownRequested {
+                grace: settings.grace,
+            });
         }
         if shutdown_at.is_some_and(|at| now >= at) {
             // One more update, in which everybody hears of it.

@@ -264,6 +264,11 @@ impl Archive {
         }
     }
 
+    /// Number of ids that are not given out again yet, since a client may still know what they stood for.
+    pub fn held_names(&self) -> usize {
+        self.retired.len()
+    }
+
     /// Number of entities.
     pub fn len(&self) -> usize {
         self.records.len() - self.free.len() - self.retired.len()

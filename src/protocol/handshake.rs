@@ -1,18 +1,26 @@
 //! What is said when a client joins and leaves.
 //!
-//! The client says who it is and what it has registered; the server answers with a welcome, or with a refusal that
-//! says what to do.
+//! The client says who it is, what it has registered, and whether it joins or comes back; the server answers with a
+//! welcome, or with a refusal that says what to do.
+
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::names::NameError;
+use super::reliable::{STREAMS, Taken};
+use super::resume::ResumeToken;
 use crate::session::SessionId;
 use crate::tick::Tick;
 
 /// Changes whenever what travels on the wire changes its form.
-pub const WIRE_VERSION: u32 = 1;
+pub const WIRE_VERSION: u32 = 2;
 
-/// Longest player name, in characters: fits a score table.
-pub const MAX_NAME_CHARS: usize = 32;
+/// Longest credentials in bytes: with the rest of a hello they fit one message of a client.
+pub const MAX_CREDENTIALS_BYTES: usize = 800;
+
+/// Longest game version and platform, in bytes.
+pub const MAX_VERSION_BYTES: usize = 64;
 
 /// The client's first message.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,6 +31,50 @@ pub struct Hello {
     pub fingerprint: u64,
     /// The player's name.
     pub name: String,
+    /// Version of the game; servers let in only their own.
+    pub game_version: String,
+    /// Operating system and architecture, or `browser`: for statistics.
+    pub platform: String,
+    /// Proof of who the player is, if the server asks for one, such as a JSON Web Token.
+    pub credentials: Vec<u8>,
+    /// Whether the client joins or comes back.
+    pub intent: Intent,
+}
+
+/// What a client wants.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Intent {
+    /// A new session.
+    Join,
+    /// To go on with the session that it had.
+    Resume {
+        /// Shows that it was this client's.
+        token: ResumeToken,
+        /// Which messages of the server the client has taken.
+        taken: Taken,
+    },
+}
+
+/// What a client asks of the server later on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Request {
+    /// To be told everything again: it could not use a snapshot.
+    Resync,
+    /// The client has its new resume token, so the one before is void.
+    ConfirmToken,
+}
+
+/// How a session goes on over a new link.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resumption {
+    /// Which messages of the client the server has taken.
+    pub taken: Taken,
+    /// The numbers with which the server's messages go on.
+    pub first_kept: [u32; STREAMS],
+    /// How many of the server's messages are lost: the client was away for longer than they could be kept.
+    pub lost: u64,
+    /// Whether entities still have the names under which the client knows them.
+    pub keeps_entities: bool,
 }
 
 /// The server's messages about the connection itself and values too large for snapshots.
@@ -36,6 +88,22 @@ pub enum Control {
         tick: Tick,
         /// Simulation steps per second.
         tick_rate_hz: f64,
+        /// With which the client can come back, once.
+        token: ResumeToken,
+        /// How the session goes on, if the client came back.
+        resumption: Option<Resumption>,
+    },
+    /// A connect token for the client's next link. The one that it came with works only once.
+    ConnectToken(Vec<u8>),
+    /// The server will go.
+    Closing {
+        /// Milliseconds until then.
+        in_ms: u32,
+    },
+    /// The client has broken a limit, and what it sent beyond is dropped. Next, it is disconnected.
+    Warning {
+        /// Which limit.
+        limit: String,
     },
     /// The two sides do not speak the same protocol: here is the server's.
     Mismatch {
@@ -80,9 +148,42 @@ pub enum DisconnectReason {
     /// The server has as many sessions as it is configured for.
     #[error("the server is full; try again later")]
     ServerFull,
-    /// The name is empty, too long or has control characters.
-    #[error("the name is not allowed: use 1 to 32 characters, none of them control characters")]
-    InvalidName,
+    /// The name is not allowed.
+    #[error("the name is not allowed: {0}")]
+    InvalidName(String),
+    /// The player or their address is banned.
+    #[error("banned for {seconds} more seconds: {reason}")]
+    Banned {
+        /// Why.
+        reason: String,
+        /// For how long yet.
+        seconds: u64,
+    },
+    /// The client sent far more than it may.
+    #[error("too much was sent: {0}")]
+    LimitExceeded(String),
+    /// The server could not tell who the player is.
+    #[error("who this player is could not be verified: {0}")]
+    Unauthorised(String),
+    /// The two sides are of different versions of the game.
+    #[error(
+        "the server runs version `{server}` of the game and this is `{client}`; update the older of the two"
+    )]
+    GameVersion {
+        /// The server's.
+        server: String,
+        /// The client's.
+        client: String,
+    },
+    /// The session cannot be resumed.
+    #[error("the session cannot be resumed: {0}")]
+    ResumeRejected(ResumeRejection),
+    /// The session goes on over another link.
+    #[error("the session was resumed over another link")]
+    Replaced,
+    /// The client did not read what was sent to it.
+    #[error("what was sent was not read for too long")]
+    Congested,
     /// The two sides registered different things.
     #[error(
         "protocol mismatch at registration {position}: the server has {server}, the client has {client}; \
@@ -112,6 +213,41 @@ pub enum DisconnectReason {
     /// The link failed.
     #[error("the link failed: {0}")]
     Link(String),
+}
+
+/// Why a session cannot be resumed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum ResumeRejection {
+    /// The server has no such session: its time ran out, or the server was started anew.
+    #[error("it has ended; join again")]
+    Expired,
+    /// The token is not the session's, or was used before.
+    #[error("its token is not valid (any more); join again")]
+    InvalidToken,
+    /// Somebody else asks for it.
+    #[error("it belongs to another player")]
+    OtherIdentity,
+}
+
+impl DisconnectReason {
+    /// Whether a session outlives a link that ends so. All else is somebody's will, or would only happen again.
+    pub fn is_loss(&self) -> bool {
+        matches!(self, Self::TimedOut | Self::Congested | Self::Link(_))
+    }
+
+    /// How a ban with so much time left is put.
+    pub fn banned(reason: &str, left: Duration) -> Self {
+        Self::Banned {
+            reason: reason.into(),
+            seconds: left.as_secs().max(1),
+        }
+    }
+}
+
+impl From<NameError> for DisconnectReason {
+    fn from(error: NameError) -> Self {
+        Self::InvalidName(error.to_string())
+    }
 }
 
 /// One number for a list of registrations (FNV-1a, 64 bit): cheap to compare, and no secret.
@@ -153,14 +289,6 @@ pub fn explain_mismatch(
     }
 }
 
-/// Whether a player may be called that.
-pub fn is_valid_name(name: &str) -> bool {
-    let length = name.chars().count();
-    (1..=MAX_NAME_CHARS).contains(&length)
-        && !name.chars().any(char::is_control)
-        && !name.trim().is_empty()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -193,12 +321,5 @@ mod tests {
     fn the_fingerprint_depends_on_order_and_boundaries() {
         assert_ne!(fingerprint(["ab", "c"]), fingerprint(["a", "bc"]));
         assert_ne!(fingerprint(["a", "b"]), fingerprint(["b", "a"]));
-    }
-
-    #[test]
-    fn names_are_validated() {
-        assert!(is_valid_name("Ada") && is_valid_name("Žofie 🚀"));
-        assert!(!is_valid_name("") && !is_valid_name("   ") && !is_valid_name("a\nb"));
-        assert!(!is_valid_name(&"x".repeat(33)));
     }
 }

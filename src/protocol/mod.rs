@@ -4,11 +4,16 @@
 
 pub mod acks;
 pub mod archive;
+pub mod backoff;
 pub mod clock;
 pub mod handshake;
 pub mod input;
 pub mod interpolation;
 pub mod layout;
+pub mod limits;
+pub mod names;
+pub mod reliable;
 pub mod replica;
+pub mod resume;
 pub mod snapshot;
 pub mod view;

@@ -355,6 +355,11 @@ impl ReplicaEntity {
             .filter_map(|(id, value)| Some((*id, value.newest()?)))
     }
 
+    /// Whether it has a component, also one whose value is still awaited.
+    pub fn has(&self, id: ComponentId) -> bool {
+        self.components.iter().any(|(of, _)| *of == id)
+    }
+
     /// The newest value of a component.
     pub fn value(&self, id: ComponentId) -> Option<ValueRef<'_>> {
         let index = self

@@ -1,66 +1,31 @@
-//! Links, and the sessions at their ends: who connects, who they are, and when they are gone.
+//! Links: what comes in over them, who is still to say hello, and which session each belongs to.
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use bevy::platform::collections::HashMap;
 use bevy::prelude::*;
+use smallvec::SmallVec;
 
 use super::inputs::SessionInputs;
-use super::rooms;
+use super::limits::{self, Limits};
 use super::send::Outgoing;
-use super::{ListenAddresses, ServerConfig, ServerStats};
+use super::sessions::{self, SessionSettings};
+use super::{ServerStats, TransportCount};
+use crate::mailbox::{Letter, Mailbox};
 use crate::message;
-use crate::peer::{CONTROL_CHANNEL, ChunkKind, Peer, Side};
-use crate::protocol::handshake::{
-    Control, DisconnectReason, Hello, WIRE_VERSION, fingerprint, is_valid_name,
-};
+use crate::peer::{CONTROL_CHANNEL, Carrier, ChunkKind, Peer};
+use crate::protocol::handshake::{DisconnectReason, Request};
+use crate::protocol::limits::Class;
+use crate::protocol::reliable::Taken;
 use crate::registry::Registry;
-use crate::schedule::{CurrentTick, TandemSystems};
+use crate::schedule::CurrentTick;
 use crate::server::collect::Replication;
-use crate::session::{Kick, Session, SessionId, SessionJoined, SessionLeft};
-use crate::transport::{CloseReason, LinkEvent, LinkId, ServerTransport, TransportStats};
+use crate::transport::{
+    CloseReason, LinkEvent, LinkId, PeerInfo, ServerTransport, SharedBytes, TransportKind,
+    TransportStats,
+};
 use crate::wire::serial;
-
-/// Lets clients in and makes them sessions.
-#[derive(Clone, Default)]
-pub struct SessionPlugin {
-    /// The server's settings.
-    pub config: ServerConfig,
-}
-
-impl Plugin for SessionPlugin {
-    fn build(&self, app: &mut App) {
-        app.world_mut().get_resource_or_init::<Links>();
-        app.insert_resource(SessionSettings(self.config.clone()))
-            .init_resource::<ServerStats>()
-            .init_resource::<ListenAddresses>()
-            .init_resource::<Departures>()
-            .add_systems(PreUpdate, receive.in_set(TandemSystems::Receive))
-            .add_systems(PostUpdate, end_departing.before(TandemSystems::Collect))
-            .add_systems(Last, shut_down.run_if(on_message::<AppExit>))
-            .add_observer(kick);
-    }
-
-    fn finish(&self, app: &mut App) {
-        Registry::freeze(app);
-        let registrations = Registry::describe(app.world());
-        let fingerprint = fingerprint(registrations.iter().map(String::as_str));
-        let world = app.world_mut();
-        let mut links = world.resource_mut::<Links>();
-        links.registrations = registrations;
-        links.fingerprint = fingerprint;
-        let addresses = links
-            .transports
-            .iter()
-            .filter_map(|transport| transport.local_addr())
-            .collect();
-        world.insert_resource(ListenAddresses(addresses));
-    }
-}
-
-#[derive(Resource)]
-struct SessionSettings(ServerConfig);
 
 /// How a session's link does, measured by the server.
 #[derive(Component, Clone, Copy, Debug, Default, PartialEq)]
@@ -71,22 +36,31 @@ pub struct LinkStats {
     pub jitter: Duration,
     /// Share of the server's datagrams that are lost: 0 to 1.
     pub loss: f32,
+    /// Whether what was sent still waits for the client to read it: it then gets no snapshots.
+    pub is_congested: bool,
+    /// Bytes that wait on the server for the client to read.
+    pub queued_bytes: usize,
 }
 
 /// Where a session's client is, if its transport knows.
 #[derive(Component, Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ClientAddress(pub SocketAddr);
 
+/// Over which kind of transport a session is linked now.
+#[derive(Component, Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LinkedOver(pub TransportKind);
+
 /// The server's transports, and who is at the other ends.
 #[derive(Resource, Default)]
 pub(crate) struct Links {
-    transports: Vec<Box<dyn ServerTransport>>,
+    pub(super) transports: Vec<Box<dyn ServerTransport>>,
     /// Links that have not said who they are.
-    greeting: HashMap<LinkId, Greeting>,
-    sessions: HashMap<LinkId, Entity>,
-    next_session: u32,
-    registrations: Vec<String>,
-    fingerprint: u64,
+    pub(super) greeting: HashMap<LinkId, Greeting>,
+    pub(super) sessions: HashMap<LinkId, Entity>,
+    pub(super) registrations: Vec<String>,
+    pub(super) fingerprint: u64,
+    /// No new sessions: the server is about to go.
+    pub(super) is_closing: bool,
     events: Vec<LinkEvent>,
 }
 
@@ -95,14 +69,39 @@ pub(crate) struct Links {
 pub(crate) struct Link {
     pub id: LinkId,
     pub peer: Peer,
-    last_heard: Duration,
+    pub kind: TransportKind,
+    pub last_heard: Duration,
+    /// When the last snapshot was sent.
+    pub last_sent: Duration,
 }
 
-struct Greeting {
-    peer: Peer,
-    addr: Option<SocketAddr>,
-    since: Duration,
-    is_refused: bool,
+/// A link whose client is still to say hello.
+pub(super) struct Greeting {
+    pub peer: Peer,
+    pub info: PeerInfo,
+    pub since: Duration,
+    pub is_refused: bool,
+}
+
+/// One link of the server's, to send over.
+pub(super) struct OverLink<'a> {
+    pub links: &'a mut Links,
+    pub now: Duration,
+    pub link: LinkId,
+}
+
+impl Carrier for OverLink<'_> {
+    fn send(&mut self, datagram: &[u8]) {
+        if let Some(transport) = self.links.transport(self.link) {
+            transport.send(self.now, self.link, datagram);
+        }
+    }
+
+    fn send_shared(&mut self, head: &[u8], shared: &SharedBytes) {
+        if let Some(transport) = self.links.transport(self.link) {
+            transport.send_shared(self.now, self.link, head, shared);
+        }
+    }
 }
 
 impl Links {
@@ -111,9 +110,16 @@ impl Links {
         self.transports.push(Box::new(make(index)));
     }
 
-    pub fn send(&mut self, now: Duration, link: LinkId, datagram: &[u8]) {
-        if let Some(transport) = self.transports.get_mut(usize::from(link.transport_index())) {
-            transport.send(now, link, datagram);
+    pub fn transport(&mut self, link: LinkId) -> Option<&mut Box<dyn ServerTransport>> {
+        self.transports.get_mut(usize::from(link.transport_index()))
+    }
+
+    /// To send over a link.
+    pub(super) fn over(&mut self, now: Duration, link: LinkId) -> OverLink<'_> {
+        OverLink {
+            links: self,
+            now,
+            link,
         }
     }
 
@@ -123,35 +129,60 @@ impl Links {
         }
     }
 
-    /// A number for a new session.
-    pub fn allocate_session(&mut self) -> SessionId {
-        let id = SessionId(self.next_session);
-        self.next_session += 1;
-        id
-    }
-
     /// Says why, and closes.
-    fn close(&mut self, now: Duration, link: LinkId, peer: &mut Peer, reason: &DisconnectReason) {
+    pub(super) fn close(
+        &mut self,
+        now: Duration,
+        link: LinkId,
+        peer: &mut Peer,
+        reason: &DisconnectReason,
+    ) {
         let mut bytes = Vec::new();
         if serial::encode(reason, &mut bytes).is_ok() {
-            peer.goodbye(now, &bytes, &mut |datagram| self.send(now, link, datagram));
+            peer.goodbye(now, &bytes, &mut self.over(now, link));
         }
         self.flush(now);
-        if let Some(transport) = self.transports.get_mut(usize::from(link.transport_index())) {
+        self.drop_link(link);
+    }
+
+    /// Closes a link without a word: its client is gone, or elsewhere.
+    pub(super) fn drop_link(&mut self, link: LinkId) {
+        if let Some(transport) = self.transport(link) {
             transport.close(link);
         }
         self.sessions.remove(&link);
         self.greeting.remove(&link);
     }
 
-    fn stats(&self) -> TransportStats {
+    /// Lets nobody in any more.
+    pub(super) fn stop_accepting(&mut self) {
+        self.is_closing = true;
+        for transport in &mut self.transports {
+            transport.stop_accepting();
+        }
+    }
+
+    pub(super) fn stats(&self) -> TransportStats {
         let stats = self.transports.iter().map(|transport| transport.stats());
         stats.fold(TransportStats::default(), |sum, stats| sum + stats)
+    }
+
+    fn counts(&self) -> SmallVec<[TransportCount; 4]> {
+        let count = |(index, transport): (usize, &Box<dyn ServerTransport>)| TransportCount {
+            kind: transport.kind(),
+            links: self
+                .sessions
+                .keys()
+                .filter(|link| usize::from(link.transport_index()) == index)
+                .count(),
+            stats: transport.stats(),
+        };
+        self.transports.iter().enumerate().map(count).collect()
     }
 }
 
 /// Everything that came in since the last frame.
-fn receive(world: &mut World, ends: &mut QueryState<SessionEnd>) {
+pub(super) fn receive(world: &mut World, ends: &mut QueryState<SessionEnd>) {
     let now = world.resource::<Time<Real>>().elapsed();
     let delta = world.resource::<Time<Real>>().delta();
     world.resource_scope(|world, mut links: Mut<Links>| {
@@ -160,64 +191,66 @@ fn receive(world: &mut World, ends: &mut QueryState<SessionEnd>) {
         for transport in &mut links.transports {
             transport.receive(now, &mut events);
         }
-        let mut left = Vec::new();
+        let mut ended = Vec::new();
         for event in events.drain(..) {
             match event {
                 LinkEvent::Opened { link, peer: info } => {
-                    let peer = Peer::new(Side::Server);
-                    let greeting = Greeting {
-                        peer,
-                        addr: info.addr,
-                        since: now,
-                        is_refused: false,
-                    };
-                    links.greeting.insert(link, greeting);
+                    sessions::open(world, links, now, link, info);
                 }
                 LinkEvent::Datagram { link, bytes } => {
                     if let Some(&session) = links.sessions.get(&link) {
                         if let Err(reason) = receive_from_session(world, ends, now, session, &bytes)
                         {
-                            left.push((session, reason));
+                            ended.push((session, link, reason));
                         }
                     } else if let Some(greeting) = links.greeting.get_mut(&link)
                         && let Err(violation) =
                             greeting.peer.receive(now, &bytes, |_| {}, |_, _| {})
                     {
                         debug!("{link} is closed before it said hello: {violation}");
-                        if let Some(mut greeting) = links.greeting.remove(&link) {
-                            let reason = DisconnectReason::ProtocolViolation(violation.to_string());
-                            links.close(now, link, &mut greeting.peer, &reason);
-                        }
+                        let reason = DisconnectReason::ProtocolViolation(violation.to_string());
+                        sessions::refuse(world, links, now, link, &reason);
                     }
                 }
                 LinkEvent::Closed { link, reason } => {
-                    links.greeting.remove(&link);
+                    sessions::forget_greeting(world, links, link);
                     if let Some(session) = links.sessions.remove(&link) {
-                        left.push((session, reason.into()));
+                        ended.push((session, link, reason.into()));
                     }
                 }
             }
         }
         links.events = events;
-        greet(world, links, now, delta);
-        find_silent(world, ends, now, delta, &mut left);
-        for (session, reason) in left {
-            end_session(world, links, now, session, reason);
+        sessions::greet(world, links, now, delta);
+        find_silent(world, ends, now, delta, &mut ended);
+        for (session, link, reason) in ended {
+            // Resumed over another link meanwhile, the session has no more to do with this one.
+            if world.get::<Link>(session).is_some_and(|at| at.id == link) {
+                sessions::lose_link(world, links, now, session, reason);
+            }
         }
+        sessions::expire(world, links, now);
         let mut stats = world.resource_mut::<ServerStats>();
         stats.transport = links.stats();
+        stats.transports = links.counts();
         stats.sessions = links.sessions.len();
         stats.sessions_peak = stats.sessions_peak.max(stats.sessions);
     });
 }
 
 /// What a datagram from a client reaches.
-type SessionEnd = (
+pub(super) type SessionEnd = (
     Entity,
     &'static mut Link,
     &'static mut SessionInputs,
     &'static mut Outgoing,
+    &'static mut SessionMail,
+    &'static mut Limits,
 );
+
+/// The messages of a session, with or without a link.
+#[derive(Component)]
+pub(crate) struct SessionMail(pub Mailbox);
 
 fn receive_from_session(
     world: &mut World,
@@ -227,39 +260,80 @@ fn receive_from_session(
     datagram: &[u8],
 ) -> Result<(), DisconnectReason> {
     let tick = world.resource::<CurrentTick>().0;
-    let Ok((_, mut link, mut inputs, mut outgoing)) = ends.get_mut(world, session) else {
+    let Ok((_, mut link, mut inputs, mut outgoing, mut mail, mut limits)) =
+        ends.get_mut(world, session)
+    else {
         return Ok(());
     };
     link.last_heard = now;
+    let mail = &mut mail.0;
     let (mut goodbye, mut broken) = (None, None);
+    let mut receipts: Vec<Letter> = Vec::new();
+    let mut breach = None;
+    let mut taken_now = None;
     link.peer
         .receive(
             now,
             datagram,
-            |seq| outgoing.view.handle_ack(seq),
+            |seq| {
+                outgoing.view.handle_ack(seq);
+                mail.handle_ack(seq);
+            },
             |kind, body| match kind {
-                ChunkKind::Inputs => {
-                    if inputs.buffer.receive(tick, body).is_err() {
+                ChunkKind::Inputs => match limits.take(now, Class::Inputs, body.len()) {
+                    Ok(()) if inputs.buffer.receive(tick, body).is_err() => {
                         broken = Some("malformed inputs");
                     }
-                }
+                    Ok(()) => {}
+                    Err(answer) => breach = Some((answer, Class::Inputs)),
+                },
                 ChunkKind::Goodbye => goodbye = Some(DisconnectReason::ClientLeft),
                 ChunkKind::Snapshot => broken = Some("only a server sends snapshots"),
-                ChunkKind::Renet => {}
+                ChunkKind::Taken => match Taken::decode(body) {
+                    Ok((taken, _)) => taken_now = Some(taken),
+                    Err(_) => broken = Some("malformed acknowledgements"),
+                },
+                ChunkKind::Renet | ChunkKind::Message => {}
             },
         )
         .map_err(|violation| DisconnectReason::ProtocolViolation(violation.to_string()))?;
     if let Some(violation) = broken {
         return Err(DisconnectReason::ProtocolViolation(violation.into()));
     }
+    if let Some(taken) = taken_now {
+        mail.outbox
+            .handle_taken(taken, |letter| receipts.push(letter));
+    }
+    deliver_receipts(world, session, &receipts);
+    if let Some((answer, class)) = breach {
+        limits::answer(world, session, answer, class)?;
+    }
     if let Some(reason) = goodbye {
         return Err(reason);
     }
-    receive_messages(world, session)
+    receive_messages(world, now, session)
+}
+
+/// Tells the game which of its messages were taken, for those types that ask for it.
+pub(super) fn deliver_receipts(world: &mut World, session: Entity, letters: &[Letter]) {
+    for letter in letters {
+        let entry = world
+            .resource::<Registry>()
+            .messages
+            .get(usize::from(letter.id))
+            .copied();
+        if let Some(entry) = entry.filter(|entry| entry.has_receipts) {
+            (entry.deliver_on_server)(world, session, letter.body.bytes());
+        }
+    }
 }
 
 /// Hands messages to the game.
-fn receive_messages(world: &mut World, session: Entity) -> Result<(), DisconnectReason> {
+fn receive_messages(
+    world: &mut World,
+    now: Duration,
+    session: Entity,
+) -> Result<(), DisconnectReason> {
     let violation = |error: &dyn std::fmt::Display| {
         DisconnectReason::ProtocolViolation(format!("malformed message: {error}"))
     };
@@ -269,27 +343,41 @@ fn receive_messages(world: &mut World, session: Entity) -> Result<(), Disconnect
             .and_then(|mut link| link.peer.next_message(channel))
         {
             if channel == CONTROL_CHANNEL {
-                // The one thing a client may ask for later on: to be told everything again.
-                if &*bytes == RESYNC_REQUEST {
-                    resync(world, session);
-                    continue;
+                let request = serial::decode(&bytes).map_err(|_| violation(&"not a request"))?;
+                match request {
+                    Request::Resync => resync(world, session),
+                    Request::ConfirmToken => sessions::confirm_token(world, session),
                 }
-                return Err(violation(&"not a request"));
+                continue;
             }
+            let body = match message::Channel::from_id(channel).and_then(message::Channel::stream) {
+                None => Some(bytes),
+                Some(stream) => {
+                    let Some(mut mail) = world.get_mut::<SessionMail>(session) else {
+                        return Ok(());
+                    };
+                    mail.0
+                        .accept(stream, &bytes)
+                        .map_err(|broken| DisconnectReason::ProtocolViolation(broken.to_string()))?
+                }
+            };
+            let Some(bytes) = body else { continue };
             let (id, body) = message::split(&bytes).map_err(|error| violation(&error))?;
             let entry = world.resource::<Registry>().messages.get(id).copied();
-            match entry.filter(|entry| entry.channel.id() == channel) {
-                Some(entry) => (entry.receive_on_server)(world, session, body)
-                    .map_err(|error| violation(&error))?,
-                None => return Err(violation(&format_args!("no message number {id}"))),
+            let Some(entry) = entry.filter(|entry| entry.channel.id() == channel) else {
+                return Err(violation(&format_args!("no message number {id}")));
+            };
+            if let Some(mut limits) = world.get_mut::<Limits>(session)
+                && let Err(answer) = limits.take(now, entry.class, bytes.len())
+            {
+                limits::answer(world, session, answer, entry.class)?;
+                continue;
             }
+            (entry.receive_on_server)(world, session, body).map_err(|error| violation(&error))?;
         }
     }
     Ok(())
 }
-
-/// What a client sends on the control channel when it cannot use the snapshots that it gets.
-pub(crate) const RESYNC_REQUEST: &[u8] = b"resync";
 
 /// It is work, so a client gets it once in two seconds (at 60 Hz); an honest one hardly ever asks.
 const MIN_TICKS_BETWEEN_RESYNCS: i32 = 120;
@@ -306,220 +394,26 @@ fn resync(world: &mut World, session: Entity) {
     });
 }
 
-/// Answers those who say hello, and gives up on those who do not.
-fn greet(world: &mut World, links: &mut Links, now: Duration, delta: Duration) {
-    if links.greeting.is_empty() {
-        return;
-    }
-    let settings = world.resource::<SessionSettings>().0.clone();
-    let waiting: Vec<_> = links.greeting.keys().copied().collect();
-    for link in waiting {
-        let Some(mut greeting) = links.greeting.remove(&link) else {
-            continue;
-        };
-        greeting.peer.advance(delta);
-        let waited = now.saturating_sub(greeting.since);
-        if waited > settings.hello_timeout {
-            links.close(now, link, &mut greeting.peer, &DisconnectReason::TimedOut);
-            continue;
-        }
-        if !greeting.is_refused
-            && let Some(bytes) = greeting.peer.next_message(CONTROL_CHANNEL)
-        {
-            match answer(links, &settings, &bytes) {
-                Ok(hello) => {
-                    welcome(world, links, now, link, greeting, hello);
-                    continue;
-                }
-                Err(Refusal::Mismatch) => {
-                    let control = Control::Mismatch {
-                        wire_version: WIRE_VERSION,
-                        registrations: links.registrations.clone(),
-                    };
-                    send_control(&mut greeting.peer, &control);
-                    // The client leaves when it has read this; if not, the timeout comes.
-                    greeting.is_refused = true;
-                }
-                Err(Refusal::Other(reason)) => {
-                    links.close(now, link, &mut greeting.peer, &reason);
-                    continue;
-                }
-            }
-        }
-        greeting
-            .peer
-            .begin(now, &mut |datagram| links.send(now, link, datagram));
-        greeting
-            .peer
-            .finish(&mut |datagram| links.send(now, link, datagram));
-        links.greeting.insert(link, greeting);
-    }
-}
-
-enum Refusal {
-    Mismatch,
-    Other(DisconnectReason),
-}
-
-fn answer(links: &Links, settings: &ServerConfig, bytes: &[u8]) -> Result<Hello, Refusal> {
-    let hello = serial::decode::<Hello>(bytes).map_err(|_| Refusal::Mismatch)?;
-    if hello.wire_version != WIRE_VERSION || hello.fingerprint != links.fingerprint {
-        return Err(Refusal::Mismatch);
-    }
-    if !is_valid_name(&hello.name) {
-        return Err(Refusal::Other(DisconnectReason::InvalidName));
-    }
-    if links.sessions.len() >= settings.max_sessions {
-        return Err(Refusal::Other(DisconnectReason::ServerFull));
-    }
-    Ok(hello)
-}
-
-fn welcome(
-    world: &mut World,
-    links: &mut Links,
-    now: Duration,
-    link: LinkId,
-    mut greeting: Greeting,
-    hello: Hello,
-) {
-    let tick = world.resource::<CurrentTick>().0;
-    let id = links.allocate_session();
-    let tick_rate_hz = 1.0 / world.resource::<Time<Fixed>>().timestep().as_secs_f64();
-    send_control(
-        &mut greeting.peer,
-        &Control::Welcome {
-            session: id,
-            tick,
-            tick_rate_hz,
-        },
-    );
-    let session = world
-        .spawn((
-            Session {
-                id,
-                name: hello.name,
-            },
-            Link {
-                id: link,
-                peer: greeting.peer,
-                last_heard: now,
-            },
-            LinkStats::default(),
-            SessionInputs::default(),
-            Outgoing::new(tick),
-        ))
-        .id();
-    if let Some(addr) = greeting.addr {
-        world.entity_mut(session).insert(ClientAddress(addr));
-    }
-    links.sessions.insert(link, session);
-    world.resource_scope(|world, mut replication: Mut<Replication>| {
-        rooms::show_room(world, &mut replication.archive, tick, session);
-    });
-    world.trigger(SessionJoined { entity: session });
-}
-
-fn send_control(peer: &mut Peer, control: &Control) {
-    let mut bytes = Vec::new();
-    if serial::encode(control, &mut bytes).is_ok() {
-        peer.send_message(CONTROL_CHANNEL, bytes);
-    }
-}
-
 /// Finds the sessions whose timeout has come, and lets renet's clocks follow.
 fn find_silent(
     world: &mut World,
     ends: &mut QueryState<SessionEnd>,
     now: Duration,
     delta: Duration,
-    left: &mut Vec<(Entity, DisconnectReason)>,
+    ended: &mut Vec<(Entity, LinkId, DisconnectReason)>,
 ) {
     let timeout = world.resource::<SessionSettings>().0.client_timeout;
-    for (session, mut link, ..) in ends.iter_mut(world) {
+    for (session, mut link, _, _, mail, _) in ends.iter_mut(world) {
         link.peer.advance(delta);
-        if now.saturating_sub(link.last_heard) > timeout {
-            left.push((session, DisconnectReason::TimedOut));
+        if mail.0.is_overrun() {
+            ended.push((session, link.id, DisconnectReason::Congested));
+        }
+        // Over WebSocket a browser answers for a tab that is in the background; the transport finds out who is gone.
+        let is_judged = link.kind != TransportKind::WebSocket;
+        if is_judged && now.saturating_sub(link.last_heard) > timeout {
+            ended.push((session, link.id, DisconnectReason::TimedOut));
         }
     }
-}
-
-/// Tells the game, then removes the session and all that it owns.
-fn end_session(
-    world: &mut World,
-    links: &mut Links,
-    now: Duration,
-    session: Entity,
-    reason: DisconnectReason,
-) {
-    let Ok(mut entity) = world.get_entity_mut(session) else {
-        return;
-    };
-    if !entity.contains::<Session>() {
-        return;
-    }
-    // The player of a listen server has none.
-    if let Some(mut link) = entity.take::<Link>() {
-        links.close(now, link.id, &mut link.peer, &reason);
-    }
-    debug!("session {session} has left: {reason}");
-    world.trigger(SessionLeft {
-        entity: session,
-        reason,
-    });
-    if let Ok(entity) = world.get_entity_mut(session) {
-        entity.despawn();
-    }
-}
-
-/// Sessions to be ended, and why. Not at once: the game may ask for it while links are being served.
-#[derive(Resource, Default)]
-pub(crate) struct Departures(Vec<(Entity, DisconnectReason)>);
-
-impl Departures {
-    /// Ends a session before the next snapshots are collected.
-    pub fn add(&mut self, session: Entity, reason: DisconnectReason) {
-        self.0.push((session, reason));
-    }
-}
-
-fn kick(kick: On<Kick>, mut departures: ResMut<Departures>) {
-    departures.add(kick.session, DisconnectReason::Kicked(kick.reason.clone()));
-}
-
-fn end_departing(world: &mut World) {
-    if world.resource::<Departures>().0.is_empty() {
-        return;
-    }
-    let departures = std::mem::take(&mut world.resource_mut::<Departures>().0);
-    let now = world.resource::<Time<Real>>().elapsed();
-    world.resource_scope(|world, mut links: Mut<Links>| {
-        for (session, reason) in departures {
-            end_session(world, &mut links, now, session, reason);
-        }
-    });
-}
-
-/// Tells every client that the server goes, and closes.
-fn shut_down(world: &mut World) {
-    let now = world.resource::<Time<Real>>().elapsed();
-    world.resource_scope(|world, mut links: Mut<Links>| {
-        let mut sessions = world.query_filtered::<Entity, With<Session>>();
-        let sessions: Vec<_> = sessions.iter(world).collect();
-        for session in sessions {
-            end_session(
-                world,
-                &mut links,
-                now,
-                session,
-                DisconnectReason::ServerShutdown,
-            );
-        }
-        for transport in &mut links.transports {
-            transport.shutdown();
-        }
-        world.resource_mut::<ServerStats>().transport = links.stats();
-    });
 }
 
 impl From<CloseReason> for DisconnectReason {
@@ -527,8 +421,10 @@ impl From<CloseReason> for DisconnectReason {
         match reason {
             CloseReason::ConnectTimedOut => Self::ConnectTimedOut,
             CloseReason::TimedOut => Self::TimedOut,
-            CloseReason::ByPeer | CloseReason::ByUs => Self::ClientLeft,
             CloseReason::Denied => Self::ServerFull,
+            CloseReason::Congested => Self::Congested,
+            CloseReason::Refused(reason) => Self::Unauthorised(reason),
+            CloseReason::TokenExpired => Self::Unauthorised(CloseReason::TokenExpired.to_string()),
             other => Self::Link(other.to_string()),
         }
     }

@@ -3,9 +3,10 @@
 use bevy::prelude::*;
 
 use super::collect::{NetIds, Replication};
-use super::links::Link;
+use super::links::{Link, SessionMail};
 use crate::message::{
-    FromClient, MAX_SERVER_MESSAGE_BYTES, MessageRule, NetMessage, Target, ToClients,
+    Delivered, FromClient, MAX_SERVER_MESSAGE_BYTES, MessageRule, NetMessage, Target, ToClients,
+    Undeliverable,
 };
 use crate::registry::Registry;
 use crate::rooms::InRoom;
@@ -30,6 +31,8 @@ impl Plugin for MessagePlugin {
 pub(crate) fn install<M: NetMessage>(app: &mut App) {
     app.add_message::<FromClient<M>>()
         .add_message::<ToClients<M>>()
+        .add_message::<Delivered<M>>()
+        .add_message::<Undeliverable<M>>()
         .add_systems(PostUpdate, send::<M>.in_set(TandemSystems::Collect));
 }
 
@@ -45,19 +48,22 @@ pub(crate) fn receive<M: NetMessage>(
     Ok(())
 }
 
+/// Encoded once, whoever many it is for.
 fn send<M: NetMessage>(
     mut messages: MessageReader<ToClients<M>>,
+    mut undeliverable: MessageWriter<Undeliverable<M>>,
     rule: Res<MessageRule<M>>,
-    mut sessions: Query<(Entity, &mut Link, Option<&InRoom>)>,
+    registry: Res<Registry>,
+    mut sessions: Query<(Entity, &mut SessionMail, Option<&mut Link>, Option<&InRoom>)>,
     nets: NetIds,
 ) {
     for ToClients { to, message } in messages.read() {
-        let bytes = match rule.encode(message, &|entity| nets.get(entity)) {
-            Ok(bytes) if bytes.len() <= MAX_SERVER_MESSAGE_BYTES => bytes,
-            Ok(bytes) => {
+        let letter = match rule.encode(message, &|entity| nets.get(entity)) {
+            Ok(letter) if letter.body.bytes().len() <= MAX_SERVER_MESSAGE_BYTES => letter,
+            Ok(letter) => {
                 error!(
                     "a message of {} bytes is not sent: at most {MAX_SERVER_MESSAGE_BYTES} are possible; split it",
-                    bytes.len(),
+                    letter.body.bytes().len(),
                 );
                 continue;
             }
@@ -66,15 +72,26 @@ fn send<M: NetMessage>(
                 continue;
             }
         };
-        for (session, mut link, room) in &mut sessions {
+        for (session, mut mail, mut link, room) in &mut sessions {
             let is_meant = match *to {
                 Target::All => true,
                 Target::Session(other) => session == other,
                 Target::AllExcept(other) => session != other,
                 Target::Room(other) => room.is_some_and(|room| room.0 == other),
             };
-            if is_meant && !link.peer.send_message(rule.channel.id(), bytes.clone()) {
-                debug!("a message to session {session} is dropped: its channel is full");
+            if !is_meant {
+                continue;
+            }
+            let peer = link.as_mut().map(|link| &mut link.peer);
+            if !mail
+                .0
+                .post(peer, &registry.messages, rule.channel, letter.clone())
+            {
+                debug!("a message to session {session} is not sent: too much waits for it");
+                undeliverable.write(Undeliverable {
+                    session,
+                    message: message.clone(),
+                });
             }
         }
     }

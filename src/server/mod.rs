@@ -1,47 +1,80 @@
 //! The server: thin plugins around the protocol core, one per capability.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bevy::app::PluginGroupBuilder;
 use bevy::prelude::*;
+use smallvec::SmallVec;
 
+use crate::identity::Verifier;
+use crate::protocol::reliable::{OutboxLimits, WhenFull};
 use crate::schedule::TickPlugin;
 use crate::transport::udp::{Auth, UdpServer, UdpServerConfig};
-use crate::transport::{ConditionedServer, LinkConditions, ServerTransport, TransportStats};
+use crate::transport::{
+    ConditionedServer, LinkConditions, ServerTransport, TransportKind, TransportStats,
+};
 
 pub(crate) mod collect;
 mod inputs;
+mod limits;
 mod links;
 pub(crate) mod messages;
 mod rooms;
 mod send;
+mod sessions;
+mod tokens;
 
 pub use collect::ReplicationPlugin;
 pub use inputs::InputPlugin;
-pub use links::{ClientAddress, LinkStats, SessionPlugin};
+pub use limits::{LimitBroken, LimitSettings};
+pub use links::{ClientAddress, LinkStats, LinkedOver};
 pub use messages::MessagePlugin;
 pub use send::SendPlugin;
+pub use sessions::SessionPlugin;
+pub use tokens::TokenData;
 
-pub(crate) use links::{Departures, Links, RESYNC_REQUEST};
+pub(crate) use links::Links;
+pub(crate) use sessions::{Departures, Sessions};
 
 /// What a server can be told. Every field has a default.
 #[derive(Clone)]
 pub struct ServerConfig {
     /// Where to listen for UDP; nowhere by default.
     pub udp: Option<SocketAddr>,
-    /// Who may connect. By default everybody, unencrypted by any secret: for development.
+    /// Who may connect. By default everybody, unencrypted by any secret: for development, on this machine alone.
     pub auth: Auth,
+    /// Lets [`Auth::Insecure`] listen on addresses that other machines can reach. False by default: a server without
+    /// authentication is then for this machine only.
+    pub insecure_anywhere: bool,
+    /// Checks who players are by what they show in their hello, such as a [JSON Web Token](crate::identity). By default
+    /// nothing is asked for beyond the connect token.
+    pub verifier: Option<Arc<dyn Verifier>>,
+    /// Version of the game. A client of another is refused, and told so. Default: empty.
+    pub game_version: String,
     /// Addresses under which clients reach this server, as connect tokens name them. The listening address by default.
     pub public_addresses: Vec<SocketAddr>,
     /// Simulation steps per second. Default 60; clients take it over.
     pub tick_rate_hz: f64,
     /// Snapshots per second. Default 30: every second tick, drawn smoothly by interpolation. At most the tick rate.
     pub send_rate_hz: f64,
-    /// Most sessions at a time. Default 10,000.
+    /// Most sessions at a time, those that are away included. Default 10,000.
     pub max_sessions: usize,
+    /// How long a session waits for its client after the link is lost. Zero ends it at once. Default 300 s.
+    pub resume_window: Duration,
+    /// How many messages wait for each client to take them, with a link or without. Default:
+    /// [`OutboxLimits::SERVER`], 1,000 messages of 8 MiB.
+    pub outbox: OutboxLimits,
+    /// What happens when more wait. Default: a further one is [refused](crate::message::Undeliverable). While a client
+    /// is away, the oldest are dropped instead, and it is told how many.
+    pub when_full: WhenFull,
+    /// What a client, and an address, may send and open, and what happens when it is more.
+    pub limits: LimitSettings,
     /// A client of which nothing is heard for this long is gone. Default 5 s: three times the longest stall that is
     /// common on mobile networks.
+    ///
+    /// WebSocket links have a timeout of their own, since browsers answer pings for tabs that stand still.
     pub client_timeout: Duration,
     /// How long a client may take between connecting and saying who it is. Default 5 s.
     pub hello_timeout: Duration,
@@ -57,10 +90,17 @@ impl Default for ServerConfig {
         Self {
             udp: None,
             auth: Auth::Insecure,
+            insecure_anywhere: false,
             public_addresses: Vec::new(),
             tick_rate_hz: 60.0,
             send_rate_hz: 30.0,
+            verifier: None,
+            game_version: String::new(),
             max_sessions: 10_000,
+            resume_window: Duration::from_secs(300),
+            outbox: OutboxLimits::SERVER,
+            when_full: WhenFull::Refuse,
+            limits: LimitSettings::default(),
             client_timeout: Duration::from_secs(5),
             hello_timeout: Duration::from_secs(5),
             conditions: None,
@@ -79,7 +119,7 @@ impl Default for ServerConfig {
 /// # fn game(_: &mut App) {}
 /// App::new()
 ///     .add_plugins((MinimalPlugins, HeadlessPlugin::default()))
-///     .add_plugins((TandemServerPlugins::listen("0.0.0.0:5000"), game))
+///     .add_plugins((TandemServerPlugins::listen("127.0.0.1:5000"), game))
 ///     .run();
 /// ```
 #[derive(Clone, Default)]
@@ -88,15 +128,16 @@ pub struct TandemServerPlugins {
 }
 
 impl TandemServerPlugins {
-    /// A server that listens for UDP at `address`.
+    /// A server that listens for UDP at `address`, without authentication: for development. So it must be an address
+    /// of this machine alone, such as 127.0.0.1; [`ServerConfig`] has what other addresses need.
     ///
     /// # Panics
     ///
     /// When `address` is not of the form `IP:PORT`; parse it yourself and use [`Self::with_config`] to handle that.
     pub fn listen(address: &str) -> Self {
-        let udp = address
-            .parse()
-            .unwrap_or_else(|_| panic!("`{address}` is not an address; write it as 0.0.0.0:5000"));
+        let udp = address.parse().unwrap_or_else(|_| {
+            panic!("`{address}` is not an address; write it as 127.0.0.1:5000")
+        });
         Self::with_config(ServerConfig {
             udp: Some(udp),
             ..default()
@@ -142,6 +183,7 @@ impl Plugin for UdpListener {
             let config = UdpServerConfig {
                 transport_index,
                 auth: self.config.auth.clone(),
+                insecure_anywhere: self.config.insecure_anywhere,
                 public_addresses: self.config.public_addresses.clone(),
                 max_sessions: self.config.max_sessions,
                 client_timeout: self.config.client_timeout,
@@ -171,14 +213,50 @@ impl ServerApp for App {
 }
 
 /// What went through the server's transports since it was started.
-#[derive(Resource, Clone, Copy, Debug, Default)]
+#[derive(Resource, Clone, Debug, Default)]
 pub struct ServerStats {
     /// Bytes and datagrams, of all transports together.
     pub transport: TransportStats,
+    /// The same for each transport, in the order in which they were added.
+    pub transports: SmallVec<[TransportCount; 4]>,
+    /// Sessions that went on over a new link.
+    pub resumed: u64,
+    /// Of these, how many had lost messages meanwhile.
+    pub resynced: u64,
+    /// Attempts to resume a session that were turned down.
+    pub resumes_rejected: u64,
+    /// What became of those who broke limits.
+    pub limits: LimitCounts,
     /// Sessions with a link now: not the local player of a [listen server](crate::host).
     pub sessions: usize,
     /// Most sessions at a time.
     pub sessions_peak: usize,
+}
+
+/// What goes through one transport.
+#[derive(Clone, Copy, Debug)]
+pub struct TransportCount {
+    /// What it is.
+    pub kind: TransportKind,
+    /// Sessions linked over it now.
+    pub links: usize,
+    /// Bytes and datagrams since it was made.
+    pub stats: TransportStats,
+}
+
+/// How often limits were broken, by what was done about it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LimitCounts {
+    /// Something was dropped, and nothing else.
+    pub drops: u64,
+    /// The client was warned.
+    pub warnings: u64,
+    /// The client was disconnected.
+    pub disconnects: u64,
+    /// The client was banned for a time.
+    pub bans: u64,
+    /// A link was refused for what its address had done.
+    pub refused_links: u64,
 }
 
 /// Where the server listens, one entry for each transport that has an address.

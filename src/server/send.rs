@@ -7,7 +7,8 @@ use bevy::prelude::*;
 use super::ServerConfig;
 use super::collect::Replication;
 use super::inputs::SessionInputs;
-use super::links::{Link, LinkStats, Links};
+use super::links::{Link, LinkStats, Links, SessionMail};
+use super::sessions::Holds;
 use crate::peer::{CONTROL_CHANNEL, ChunkKind};
 use crate::protocol::archive::PartitionId;
 use crate::protocol::handshake::Control;
@@ -37,7 +38,7 @@ impl Plugin for SendPlugin {
         })
         .add_systems(
             PostUpdate,
-            (send_snapshots, forget_what_all_know, measure_links)
+            (measure_links, send_snapshots, forget_what_all_know)
                 .chain()
                 .in_set(TandemSystems::Send)
                 .run_if(is_send_tick),
@@ -86,7 +87,13 @@ impl Outgoing {
 }
 
 fn send_snapshots(
-    mut sessions: Query<(&mut Link, &mut Outgoing, &SessionInputs, &LinkStats)>,
+    mut sessions: Query<(
+        &mut Link,
+        &mut Outgoing,
+        &mut SessionMail,
+        &SessionInputs,
+        &LinkStats,
+    )>,
     mut links: ResMut<Links>,
     replication: Res<Replication>,
     schedule: Res<SendSchedule>,
@@ -99,10 +106,25 @@ fn send_snapshots(
 ) {
     let now = time.elapsed();
     cache.clear();
-    for (mut link, mut outgoing, inputs, stats) in &mut sessions {
-        let Link { id, peer, .. } = &mut *link;
-        let mut send = |datagram: &[u8]| links.send(now, *id, datagram);
-        let seq = peer.begin(now, &mut send);
+    for (mut link, mut outgoing, mut mail, inputs, stats) in &mut sessions {
+        let Link {
+            id,
+            peer,
+            last_heard,
+            last_sent,
+            ..
+        } = &mut *link;
+        let is_listening = now.saturating_sub(*last_heard) < QUIET_AFTER
+            || now.saturating_sub(*last_sent) >= QUIET_INTERVAL;
+        // What waits at a congested link would be outdated when it is read: the next snapshot will be newer.
+        if stats.is_congested || !is_listening {
+            continue;
+        }
+        *last_sent = now;
+        let mut to = links.over(now, *id);
+        mail.0.pump(peer);
+        let seq = peer.begin(now, &mut to);
+        mail.0.tell_taken(peer, seq);
         let budget = SnapshotBudget {
             max_bytes: schedule.max_snapshot_bytes.min(peer.room()),
             resend_after: resend_after(stats, fixed.timestep(), schedule.interval),
@@ -130,7 +152,7 @@ fn send_snapshots(
             );
         }
         peer.chunk(ChunkKind::Snapshot, snapshot.finish());
-        peer.finish(&mut send);
+        peer.finish(&mut to);
         for value in apart.drain(..) {
             let control = Control::Value {
                 net: value.net.0,
@@ -154,15 +176,24 @@ fn send_snapshots(
     links.flush(now);
 }
 
+/// A client of which nothing was heard for so long (a browser tab in the background, say, or a dead link) is not sent
+/// everything that happens, only a snapshot now and then.
+const QUIET_AFTER: Duration = Duration::from_secs(1);
+const QUIET_INTERVAL: Duration = Duration::from_secs(1);
+
 /// A round trip with its deviation, and the time the client needs to answer.
 fn resend_after(stats: &LinkStats, tick: Duration, interval: Ticks) -> Ticks {
     let round_trip = stats.rtt + 4 * stats.jitter;
     Ticks((round_trip.as_secs_f64() / tick.as_secs_f64()).ceil() as u32 + interval.0 + 1)
 }
 
+/// Names of despawned entities that may be kept for clients who are away.
+const MAX_HELD_NAMES: usize = 1 << 16;
+
 /// Lets go of history, tombstones and ids that no client needs any more.
 fn forget_what_all_know(
     views: Query<&Outgoing>,
+    mut away: Query<&mut Holds>,
     mut replication: ResMut<Replication>,
     tick: Res<CurrentTick>,
     mut oldest: Local<bevy::platform::collections::HashMap<PartitionId, Tick>>,
@@ -178,15 +209,26 @@ fn forget_what_all_know(
         }
     }
     let archive = &mut replication.archive;
+    for mut holds in &mut away {
+        // Whoever comes back too late starts over, rather than that names run out.
+        holds.keeps_entities &= archive.held_names() < MAX_HELD_NAMES;
+        if holds.keeps_entities {
+            known_everywhere = known_everywhere.earliest(holds.since);
+        }
+    }
     archive.forget(|partition| oldest.get(&partition).copied().unwrap_or(tick.0));
     archive.reclaim(known_everywhere);
 }
 
-fn measure_links(mut links: Query<(&Link, &mut LinkStats)>) {
-    for (link, mut stats) in &mut links {
+fn measure_links(mut sessions: Query<(&Link, &mut LinkStats)>, mut links: ResMut<Links>) {
+    for (link, mut stats) in &mut sessions {
         let acks = &link.peer.acks;
         stats.rtt = acks.rtt().unwrap_or_default();
         stats.jitter = acks.jitter().unwrap_or_default();
         stats.loss = acks.loss_ratio();
+        if let Some(transport) = links.transport(link.id) {
+            stats.is_congested = transport.is_congested(link.id);
+            stats.queued_bytes = transport.queued_bytes(link.id);
+        }
     }
 }

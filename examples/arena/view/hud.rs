@@ -272,16 +272,20 @@ fn show_notice(
             "Connecting...".to_string(),
             "asking the server to let us in".to_string(),
         )),
-        (ConnectionState::Disconnected { reason }, _) => {
-            let reason = reason
-                .as_ref()
+        (ConnectionState::Reconnecting, _) => Some((
+            "Connection lost".to_string(),
+            format!("trying to come back, attempt {}", connection.attempt()),
+        )),
+        (ConnectionState::Disconnected | ConnectionState::Failed, _) => {
+            let reason = connection
+                .reason()
                 .map_or("not connected".to_string(), ToString::to_string);
             Some(("Disconnected".to_string(), format!("{reason}    Esc quits")))
         }
-        (ConnectionState::Connected { .. }, None) => {
+        (ConnectionState::Connected, None) => {
             Some(("Connected".to_string(), "waiting for a ship".to_string()))
         }
-        (ConnectionState::Connected { .. }, Some(respawn)) => {
+        (ConnectionState::Connected, Some(respawn)) => {
             let seconds = respawn.at.distance_from(tick.0) as f32 / 60.0;
             (seconds > 0.0).then(|| {
                 (

@@ -44,7 +44,8 @@ const FAREWELL_TIME: Duration = Duration::from_millis(100);
 #[derive(Clone)]
 pub enum Auth {
     /// Everyone, under whatever client id they claim, encrypted with keys that anyone on the way
-    /// can read. For development and for networks that you trust.
+    /// can read. For development: servers listen on loopback addresses only, unless told otherwise
+    /// by [`UdpServerConfig::insecure_anywhere`].
     Insecure,
     /// Who has a [connect token](token) made with this key.
     Secure {
@@ -75,6 +76,9 @@ pub struct UdpServerConfig {
     pub protocol_id: u64,
     /// Who may connect. Default: [`Auth::Insecure`].
     pub auth: Auth,
+    /// Lets [`Auth::Insecure`] listen on an address that other machines can reach. Default: false, so that
+    /// a development server does not end up on the internet by a slip. For networks that you trust.
+    pub insecure_anywhere: bool,
     /// How many may be connected at a time. Default: 10,000.
     pub max_sessions: usize,
     /// Silence after which a link is closed, to within 0.1 s. Default: 5 s. A living client is
@@ -102,6 +106,7 @@ impl UdpServerConfig {
             transport_index: 0,
             protocol_id: DEFAULT_PROTOCOL_ID,
             auth: Auth::Insecure,
+            insecure_anywhere: false,
             max_sessions: 10_000,
             client_timeout: Duration::from_secs(5),
             public_addresses: Vec::new(),
@@ -126,6 +131,12 @@ pub enum BindError {
         "with `Auth::Secure`, listening on {0} needs `public_addresses`: what clients' tokens name"
     )]
     NoPublicAddress(SocketAddr),
+    /// Without tokens, an address that is not only for this machine.
+    #[error(
+        "without authentication, anyone who reaches {0} could play as anyone; use `Auth::Secure`, or listen on 127.0.0.1 \
+         (or [::1]), or set `insecure_anywhere` if everyone who reaches it may"
+    )]
+    Insecure(SocketAddr),
     /// Anything else.
     #[error("cannot listen on {addr}: {source}")]
     Io {
@@ -196,6 +207,11 @@ impl UdpServer {
     /// If it cannot listen there, see [`BindError`].
     pub fn bind(config: UdpServerConfig) -> Result<Self, BindError> {
         let addr = config.addr;
+        // An IPv4 address can be written as an IPv6 one.
+        let is_loopback = addr.ip().to_canonical().is_loopback();
+        if matches!(config.auth, Auth::Insecure) && !is_loopback && !config.insecure_anywhere {
+            return Err(BindError::Insecure(addr));
+        }
         let io_error = |source: io::Error| match source.kind() {
             io::ErrorKind::AddrInUse => BindError::InUse(addr),
             io::ErrorKind::AddrNotAvailable => BindError::NoSuchAddress(addr.ip()),
@@ -215,9 +231,10 @@ impl UdpServer {
             Auth::Secure { private_key } => Some(*private_key),
             Auth::Insecure => None,
         };
-        if private_key.is_none() && !local_addr.ip().is_loopback() {
+        if private_key.is_none() && !is_loopback {
             warn!(
-                "listening on {local_addr} WITHOUT authentication: anyone can connect as anyone; see `Auth::Secure`"
+                "INSECURE: listening on {local_addr} without authentication. Anyone who reaches it can play as anyone, and \
+                 anyone on the way can read and alter everything. Not for the internet: see `Auth::Secure`"
             );
         }
         let mut public_addresses = config.public_addresses;

@@ -414,6 +414,36 @@ fn secure_servers_need_to_know_their_address() {
 }
 
 #[test]
+fn insecure_servers_listen_on_loopback_only_unless_forced() {
+    let config = |addr: &str| UdpServerConfig::new(addr.parse().expect("an address"));
+    for addr in ["0.0.0.0:0", "[::]:0", "203.0.113.5:0", "[::ffff:0.0.0.0]:0"] {
+        let error = UdpServer::bind(config(addr)).err().expect("refused");
+        assert!(matches!(error, BindError::Insecure(_)), "{addr}: {error}");
+        let message = error.to_string();
+        for way_out in ["Auth::Secure", "127.0.0.1", "insecure_anywhere"] {
+            assert!(message.contains(way_out), "{way_out} is named: {message}");
+        }
+    }
+    assert!(
+        UdpServer::bind(config("127.0.0.1:0")).is_ok(),
+        "for this machine alone"
+    );
+    let forced = UdpServerConfig {
+        insecure_anywhere: true,
+        ..config("0.0.0.0:0")
+    };
+    assert!(UdpServer::bind(forced).is_ok(), "who insists, may");
+    let secure = UdpServerConfig {
+        auth: Auth::Secure {
+            private_key: [1; 32],
+        },
+        public_addresses: vec![loopback()],
+        ..config("0.0.0.0:0")
+    };
+    assert!(UdpServer::bind(secure).is_ok(), "with tokens, anywhere");
+}
+
+#[test]
 fn floods_of_junk_disturb_nobody() {
     let mut net = Net::insecure();
     let client = net.joined(UdpClientConfig::insecure(net.addr()));
@@ -503,8 +533,11 @@ fn shutdown_is_prompt_and_tells_everyone() {
 
 #[test]
 fn one_socket_serves_both_internet_protocols() {
-    let Ok(server) = UdpServer::bind(UdpServerConfig::new("[::]:0".parse().expect("an address")))
-    else {
+    let config = UdpServerConfig {
+        insecure_anywhere: true,
+        ..UdpServerConfig::new("[::]:0".parse().expect("an address"))
+    };
+    let Ok(server) = UdpServer::bind(config) else {
         return; // a machine without IPv6
     };
     let port = server.local_addr().expect("UDP has an address").port();

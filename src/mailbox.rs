@@ -1,0 +1,157 @@
+//! A session's numbered messages, on either side: what is still to be taken by the other end, over this link or the
+//! next, and what was taken here.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+
+use crate::message::{Channel, MessageEntry};
+use crate::peer::{ChunkKind, Peer, Violation};
+use crate::protocol::reliable::{
+    Accept, Body, Full, Inbox, Outbox, OutboxLimits, Stream, Taken, WhenFull,
+};
+use crate::transport::SharedBytes;
+use crate::wire::serial;
+
+/// A message as it waits to be taken.
+#[derive(Clone)]
+pub(crate) struct Letter {
+    /// The number of its type.
+    pub id: u16,
+    pub body: SharedBytes,
+}
+
+impl Body for Letter {
+    fn size_bytes(&self) -> usize {
+        self.body.bytes().len()
+    }
+}
+
+/// One end of a session's messages. It outlives links.
+pub(crate) struct Mailbox {
+    pub outbox: Outbox<Letter>,
+    pub inbox: Inbox,
+    /// What the other side knows to be taken.
+    told: Taken,
+    /// What it was told, by the datagrams that may still be acknowledged.
+    telling: VecDeque<(u16, Taken)>,
+    /// The link takes no more, or more waits than may: only a new link helps.
+    is_overrun: bool,
+}
+
+/// Datagrams that are remembered for [`Mailbox::handle_ack`]: acknowledgements reach 32 back.
+const MAX_TELLING: usize = 64;
+
+impl Channel {
+    /// The numbered stream that this channel is; `None` if its messages may be lost.
+    pub(crate) fn stream(self) -> Option<Stream> {
+        match self {
+            Self::ReliableOrdered => Some(Stream::Ordered),
+            Self::ReliableUnordered => Some(Stream::Unordered),
+            Self::Unreliable => None,
+        }
+    }
+
+    fn of(stream: Stream) -> Self {
+        match stream {
+            Stream::Ordered => Self::ReliableOrdered,
+            Stream::Unordered => Self::ReliableUnordered,
+        }
+    }
+}
+
+impl Mailbox {
+    pub fn new(limits: OutboxLimits, when_full: WhenFull) -> Self {
+        Self {
+            outbox: Outbox::new(limits, when_full),
+            inbox: Inbox::default(),
+            told: Taken::default(),
+            telling: VecDeque::new(),
+            is_overrun: false,
+        }
+    }
+
+    /// Whether this link is of no more use.
+    pub fn is_overrun(&self) -> bool {
+        self.is_overrun
+    }
+
+    /// Queues a message: a reliable one in the mailbox, another at the link. `false` if it will not be sent.
+    pub fn post(
+        &mut self,
+        peer: Option<&mut Peer>,
+        entries: &[MessageEntry],
+        channel: Channel,
+        letter: Letter,
+    ) -> bool {
+        let importance = entries
+            .get(usize::from(letter.id))
+            .map(|entry| entry.importance)
+            .unwrap_or_default();
+        match (channel.stream(), peer) {
+            (Some(stream), _) => {
+                let pushed = self.outbox.push(stream, importance, letter);
+                self.is_overrun |= matches!(pushed, Err(Full::Close { .. }));
+                pushed.is_ok()
+            }
+            (None, Some(peer)) => peer.send_message(channel.id(), letter.body.bytes().to_vec()),
+            // What may be lost is not kept for a link that is not there.
+            (None, None) => true,
+        }
+    }
+
+    /// Gives the link what it may have at once.
+    pub fn pump(&mut self, peer: &mut Peer) {
+        while let Some((stream, number, letter)) = self.outbox.next_to_send() {
+            self.is_overrun |= !peer.send_numbered(Channel::of(stream).id(), number, &letter.body);
+        }
+    }
+
+    /// Takes a message as it came over a numbered channel: `None` if it was taken before.
+    pub fn accept(&mut self, stream: Stream, bytes: &Bytes) -> Result<Option<Bytes>, Violation> {
+        let (number, rest) = serial::decode_prefix::<u32>(bytes)
+            .map_err(|error| Violation(format!("a message's number: {error}")))?;
+        match self.inbox.accept(stream, number) {
+            Accept::New => Ok(Some(bytes.slice_ref(rest))),
+            Accept::Duplicate => Ok(None),
+            Accept::OutOfOrder | Accept::TooFar => {
+                Err(Violation(format!("message {number} is out of turn")))
+            }
+        }
+    }
+
+    /// Tells the other side what was taken, in the datagram that was begun, unless it knows.
+    pub fn tell_taken(&mut self, peer: &mut Peer, seq: u16) {
+        let taken = self.inbox.taken();
+        if taken == self.told {
+            return;
+        }
+        let mut body = Vec::with_capacity(10);
+        taken.encode(&mut body);
+        if body.len() > peer.room() {
+            return;
+        }
+        peer.chunk(ChunkKind::Taken, &body);
+        if self.telling.len() == MAX_TELLING {
+            self.telling.pop_front();
+        }
+        self.telling.push_back((seq, taken));
+    }
+
+    /// The other side has this datagram.
+    pub fn handle_ack(&mut self, seq: u16) {
+        if let Some(index) = self.telling.iter().position(|(of, _)| *of == seq) {
+            // What was told before is no news either.
+            if let Some((_, taken)) = self.telling.drain(..=index).next_back() {
+                self.told = taken;
+            }
+        }
+    }
+
+    /// A new link: what is taken was told in the handshake.
+    pub fn start_link(&mut self) {
+        self.telling.clear();
+        self.is_overrun = false;
+        self.told = self.inbox.taken();
+    }
+}

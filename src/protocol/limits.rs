@@ -1,0 +1,7 @@
+//! stub
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Class {
+    Inputs,
+    Messages,
+    Chat,
+}

@@ -1,0 +1,705 @@
+//! The life of sessions: hello, welcome, away, back again, and gone.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use bevy::platform::collections::HashMap;
+use bevy::prelude::*;
+
+use super::collect::Replication;
+use super::inputs::SessionInputs;
+use super::limits::{Doors, Limits};
+use super::links::{
+    ClientAddress, Greeting, Link, LinkStats, LinkedOver, Links, SessionMail, deliver_receipts,
+};
+use super::rooms;
+use super::send::Outgoing;
+use super::tokens::NextTokens;
+use super::{ListenAddresses, ServerConfig, ServerStats};
+use crate::headless::ShutdownRequested;
+use crate::identity::Identity;
+use crate::mailbox::Mailbox;
+use crate::peer::{CONTROL_CHANNEL, Peer, Side};
+use crate::protocol::handshake::{
+    Control, DisconnectReason, Hello, Intent, ResumeRejection, Resumption, WIRE_VERSION,
+    fingerprint,
+};
+use crate::protocol::names::{validate_name, validate_version};
+use crate::protocol::reliable::{self, Taken};
+use crate::protocol::resume::{ResumeKeys, ResumeToken};
+use crate::registry::Registry;
+use crate::schedule::{CurrentTick, TandemSystems};
+use crate::session::{
+    Away, Ban, Kick, Session, SessionAway, SessionId, SessionJoined, SessionLeft, SessionReturned,
+};
+use crate::tick::Tick;
+use crate::transport::{LinkId, PeerInfo};
+use crate::wire::serial;
+
+/// Lets clients in and makes them sessions.
+#[derive(Clone, Default)]
+pub struct SessionPlugin {
+    /// The server's settings.
+    pub config: ServerConfig,
+}
+
+impl Plugin for SessionPlugin {
+    fn build(&self, app: &mut App) {
+        app.world_mut().get_resource_or_init::<Links>();
+        app.insert_resource(SessionSettings(self.config.clone()))
+            .insert_resource(Doors::new(&self.config))
+            .init_resource::<Sessions>()
+            .init_resource::<NextTokens>()
+            .init_resource::<ServerStats>()
+            .init_resource::<ListenAddresses>()
+            .init_resource::<Departures>()
+            .add_systems(
+                PreUpdate,
+                super::links::receive.in_set(TandemSystems::Receive),
+            )
+            .add_systems(
+                PostUpdate,
+                super::tokens::refresh.before(TandemSystems::Send),
+            )
+            // What the game wrote to a session in this frame has been collected, and goes out with its farewell.
+            .add_systems(
+                PostUpdate,
+                end_departing
+                    .after(TandemSystems::Collect)
+                    .before(TandemSystems::Send),
+            )
+            .add_systems(Last, shut_down.run_if(on_message::<AppExit>))
+            .add_observer(kick)
+            .add_observer(ban)
+            .add_observer(announce_shutdown);
+    }
+
+    fn finish(&self, app: &mut App) {
+        Registry::freeze(app);
+        let registrations = Registry::describe(app.world());
+        let fingerprint = fingerprint(registrations.iter().map(String::as_str));
+        let world = app.world_mut();
+        let mut links = world.resource_mut::<Links>();
+        links.registrations = registrations;
+        links.fingerprint = fingerprint;
+        let addresses = links
+            .transports
+            .iter()
+            .filter_map(|transport| transport.local_addr())
+            .collect();
+        world.insert_resource(ListenAddresses(addresses));
+    }
+}
+
+#[derive(Resource)]
+pub(super) struct SessionSettings(pub ServerConfig);
+
+/// All sessions by their numbers, with a link or away.
+#[derive(Resource, Default)]
+pub(crate) struct Sessions {
+    by_id: HashMap<u32, Entity>,
+    next: u32,
+}
+
+impl Sessions {
+    /// A number for a new session.
+    pub fn allocate(&mut self) -> SessionId {
+        let id = SessionId(self.next);
+        self.next += 1;
+        id
+    }
+}
+
+/// With what a session can be resumed.
+#[derive(Component)]
+struct Keys(ResumeKeys);
+
+/// On a session that is away: since which tick its client may be missing news, so that no entity is given the name of
+/// one that the client still has.
+#[derive(Component)]
+pub(super) struct Holds {
+    pub since: Tick,
+    /// False once too many names were held: the client starts over when it comes back.
+    pub keeps_entities: bool,
+}
+
+/// A link has opened: its client has some time to say hello.
+pub(super) fn open(
+    world: &mut World,
+    links: &mut Links,
+    now: Duration,
+    link: LinkId,
+    info: PeerInfo,
+) {
+    let ip = info.addr.map(|addr| addr.ip());
+    let mut greeting = Greeting {
+        peer: Peer::new(Side::Server, info.delivery),
+        info,
+        since: now,
+        is_refused: false,
+    };
+    let admitted = match ip {
+        Some(ip) => world.resource_mut::<Doors>().knock(now, ip),
+        None => Ok(()),
+    };
+    match admitted {
+        Ok(()) => drop(links.greeting.insert(link, greeting)),
+        Err(reason) => links.close(now, link, &mut greeting.peer, &reason),
+    }
+}
+
+/// Ends a greeting.
+pub(super) fn forget_greeting(
+    world: &mut World,
+    links: &mut Links,
+    link: LinkId,
+) -> Option<Greeting> {
+    let greeting = links.greeting.remove(&link)?;
+    if let Some(addr) = greeting.info.addr {
+        world.resource_mut::<Doors>().heard(addr.ip());
+    }
+    Some(greeting)
+}
+
+/// Ends a greeting, and says why.
+pub(super) fn refuse(
+    world: &mut World,
+    links: &mut Links,
+    now: Duration,
+    link: LinkId,
+    reason: &DisconnectReason,
+) {
+    if let Some(mut greeting) = forget_greeting(world, links, link) {
+        links.close(now, link, &mut greeting.peer, reason);
+    }
+}
+
+/// Answers those who say hello, and gives up on those who do not.
+pub(super) fn greet(world: &mut World, links: &mut Links, now: Duration, delta: Duration) {
+    if links.greeting.is_empty() {
+        return;
+    }
+    let waiting: Vec<_> = links.greeting.keys().copied().collect();
+    for link in waiting {
+        let Some(greeting) = links.greeting.get_mut(&link) else {
+            continue;
+        };
+        greeting.peer.advance(delta);
+        let waited = now.saturating_sub(greeting.since);
+        let message = match greeting.is_refused {
+            true => None,
+            false => greeting.peer.next_message(CONTROL_CHANNEL),
+        };
+        if waited > world.resource::<SessionSettings>().0.hello_timeout {
+            refuse(world, links, now, link, &DisconnectReason::TimedOut);
+            continue;
+        }
+        if let Some(bytes) = message {
+            match answer(world, links, now, link, &bytes) {
+                Ok(()) => continue,
+                Err(Refusal::Other(reason)) => {
+                    refuse(world, links, now, link, &reason);
+                    continue;
+                }
+                Err(Refusal::Mismatch) => {
+                    let control = Control::Mismatch {
+                        wire_version: WIRE_VERSION,
+                        registrations: links.registrations.clone(),
+                    };
+                    if let Some(greeting) = links.greeting.get_mut(&link) {
+                        send_control(&mut greeting.peer, &control);
+                        // The client leaves when it has read this; if not, the timeout comes.
+                        greeting.is_refused = true;
+                    }
+                }
+            }
+        }
+        let Some(mut greeting) = links.greeting.remove(&link) else {
+            continue;
+        };
+        let peer = &mut greeting.peer;
+        peer.begin(now, &mut links.over(now, link));
+        peer.finish(&mut links.over(now, link));
+        links.greeting.insert(link, greeting);
+    }
+}
+
+enum Refusal {
+    Mismatch,
+    Other(DisconnectReason),
+}
+
+impl<T: Into<DisconnectReason>> From<T> for Refusal {
+    fn from(reason: T) -> Self {
+        Self::Other(reason.into())
+    }
+}
+
+/// Lets a client in, or says why not.
+fn answer(
+    world: &mut World,
+    links: &mut Links,
+    now: Duration,
+    link: LinkId,
+    bytes: &[u8],
+) -> Result<(), Refusal> {
+    let hello = serial::decode::<Hello>(bytes).map_err(|_| Refusal::Mismatch)?;
+    if hello.wire_version != WIRE_VERSION || hello.fingerprint != links.fingerprint {
+        return Err(Refusal::Mismatch);
+    }
+    if links.is_closing {
+        return Err(DisconnectReason::ServerShutdown.into());
+    }
+    let settings = &world.resource::<SessionSettings>().0;
+    if hello.game_version != settings.game_version {
+        return Err(Refusal::Other(DisconnectReason::GameVersion {
+            server: settings.game_version.clone(),
+            client: hello.game_version,
+        }));
+    }
+    validate_name(&hello.name)?;
+    validate_version(&hello.platform)?;
+    let Some(greeting) = links.greeting.get(&link) else {
+        return Ok(());
+    };
+    let identity = identify(world, &greeting.info, &hello)?;
+    world
+        .resource_mut::<Doors>()
+        .check_ban(now, &identity, greeting.info.addr)?;
+    match hello.intent.clone() {
+        Intent::Join => join(world, links, now, link, hello, identity),
+        Intent::Resume { token, taken } => {
+            resume(world, links, now, link, &token, taken, &identity)
+        }
+    }
+}
+
+/// Who is at the other end: by their credentials if the server asks for some, else by their connect token.
+fn identify(world: &World, info: &PeerInfo, hello: &Hello) -> Result<Identity, DisconnectReason> {
+    let settings = &world.resource::<SessionSettings>().0;
+    if let Some(verifier) = &settings.verifier {
+        return verifier
+            .verify(
+                &hello.credentials,
+                crate::transport::udp::token::unix_time().as_secs(),
+            )
+            .map_err(|error| DisconnectReason::Unauthorised(error.to_string()));
+    }
+    // The token for a later link was made by this server, for the player whose session it names.
+    let original = world.resource::<NextTokens>().owner(info);
+    if let Some(identity) = original.and_then(|session| world.get::<Identity>(session)) {
+        return Ok(identity.clone());
+    }
+    Ok(Identity::of_client(info.client_id, info.secure))
+}
+
+fn join(
+    world: &mut World,
+    links: &mut Links,
+    now: Duration,
+    link: LinkId,
+    hello: Hello,
+    identity: Identity,
+) -> Result<(), Refusal> {
+    let max_sessions = world.resource::<SessionSettings>().0.max_sessions;
+    if world.resource::<Sessions>().by_id.len() >= max_sessions {
+        return Err(DisconnectReason::ServerFull.into());
+    }
+    let addr = links.greeting.get(&link).and_then(|it| it.info.addr);
+    if let Some(addr) = addr {
+        world.resource_mut::<Doors>().enter(addr.ip())?;
+    }
+    let Some(Greeting { mut peer, info, .. }) = forget_greeting(world, links, link) else {
+        return Ok(());
+    };
+    let id = world.resource_mut::<Sessions>().allocate();
+    let (keys, token) = ResumeKeys::new(id.0, random());
+    welcome(world, &mut peer, id, token, None);
+    let settings = &world.resource::<SessionSettings>().0;
+    let mail = SessionMail(Mailbox::new(settings.outbox, settings.when_full));
+    let limits = Limits::new(settings, now);
+    let session = world
+        .spawn((
+            Session {
+                id,
+                name: hello.name,
+                platform: hello.platform,
+            },
+            identity,
+            Keys(keys),
+            mail,
+            limits,
+            SessionInputs::default(),
+        ))
+        .id();
+    world.resource_mut::<Sessions>().by_id.insert(id.0, session);
+    attach(world, links, now, session, link, peer, &info);
+    world.trigger(SessionJoined { entity: session });
+    Ok(())
+}
+
+/// Goes on with a session over a new link.
+fn resume(
+    world: &mut World,
+    links: &mut Links,
+    now: Duration,
+    link: LinkId,
+    token: &ResumeToken,
+    taken: Taken,
+    identity: &Identity,
+) -> Result<(), Refusal> {
+    let rejected = |why| Refusal::Other(DisconnectReason::ResumeRejected(why));
+    let session = world
+        .resource::<Sessions>()
+        .by_id
+        .get(&token.session)
+        .copied()
+        .ok_or(rejected(ResumeRejection::Expired))?;
+    let known = world.get::<Identity>(session);
+    if known.is_some_and(|known| known.verified && known != identity) {
+        return Err(rejected(ResumeRejection::OtherIdentity));
+    }
+    let Some(mut keys) = world.get_mut::<Keys>(session) else {
+        return Err(rejected(ResumeRejection::Expired));
+    };
+    let next = keys
+        .0
+        .redeem(token, random())
+        .map_err(|_| rejected(ResumeRejection::InvalidToken))?;
+    let mut receipts = Vec::new();
+    let Some(mut mail) = world.get_mut::<SessionMail>(session) else {
+        return Ok(());
+    };
+    mail.0.start_link();
+    let resumed = mail.0.outbox.resume(taken, |letter| receipts.push(letter));
+    let lost = match resumed {
+        Ok(reliable::Resumption::Complete) => 0,
+        Ok(reliable::Resumption::Lost(lost)) => lost,
+        // Who has the token but not the messages is not who they were.
+        Err(gap) => {
+            debug!("session {session} cannot be resumed: {gap}");
+            return Err(rejected(ResumeRejection::InvalidToken));
+        }
+    };
+    let Some(Greeting { mut peer, info, .. }) = forget_greeting(world, links, link) else {
+        return Ok(());
+    };
+    // The server may not have noticed yet that the old link is dead.
+    detach(world, links, session);
+    deliver_receipts(world, session, &receipts);
+    let keeps_entities = world
+        .entity_mut(session)
+        .take::<Holds>()
+        .is_none_or(|holds| holds.keeps_entities);
+    let Some(mail) = world.get::<SessionMail>(session) else {
+        return Ok(());
+    };
+    let resumption = Resumption {
+        taken: mail.0.inbox.taken(),
+        first_kept: mail.0.outbox.first_kept(),
+        lost,
+        keeps_entities,
+    };
+    welcome(
+        world,
+        &mut peer,
+        SessionId(token.session),
+        next,
+        Some(resumption),
+    );
+    world
+        .entity_mut(session)
+        .remove::<Away>()
+        .insert(SessionInputs::default());
+    move_address(world, session, &info);
+    attach(world, links, now, session, link, peer, &info);
+    debug!("session {session} is back over {link}");
+    let mut stats = world.resource_mut::<ServerStats>();
+    stats.resumed += 1;
+    stats.resynced += u64::from(lost > 0);
+    world.trigger(SessionReturned {
+        entity: session,
+        lost,
+    });
+    Ok(())
+}
+
+fn welcome(
+    world: &World,
+    peer: &mut Peer,
+    session: SessionId,
+    token: ResumeToken,
+    resumption: Option<Resumption>,
+) {
+    let control = Control::Welcome {
+        session,
+        tick: world.resource::<CurrentTick>().0,
+        tick_rate_hz: 1.0 / world.resource::<Time<Fixed>>().timestep().as_secs_f64(),
+        token,
+        resumption,
+    };
+    send_control(peer, &control);
+}
+
+/// Gives a session a link.
+fn attach(
+    world: &mut World,
+    links: &mut Links,
+    now: Duration,
+    session: Entity,
+    link: LinkId,
+    peer: Peer,
+    info: &PeerInfo,
+) {
+    let tick = world.resource::<CurrentTick>().0;
+    let mut entity = world.entity_mut(session);
+    entity.insert((
+        Link {
+            id: link,
+            peer,
+            kind: info.kind,
+            last_heard: now,
+            last_sent: now,
+        },
+        LinkedOver(info.kind),
+        LinkStats::default(),
+        Outgoing::new(tick),
+    ));
+    match info.addr {
+        Some(addr) => entity.insert(ClientAddress(addr)),
+        None => entity.remove::<ClientAddress>(),
+    };
+    links.sessions.insert(link, session);
+    world.resource_scope(|world, mut replication: Mut<Replication>| {
+        rooms::show_room(world, &mut replication.archive, tick, session);
+    });
+    super::tokens::issue(world, session, info);
+}
+
+/// A session that came back from elsewhere counts there.
+fn move_address(world: &mut World, session: Entity, info: &PeerInfo) {
+    let before: Option<IpAddr> = world.get::<ClientAddress>(session).map(|at| at.0.ip());
+    let after = info.addr.map(|addr| addr.ip());
+    if before != after {
+        let mut doors = world.resource_mut::<Doors>();
+        if let Some(before) = before {
+            doors.leave(before);
+        }
+        if let Some(after) = after {
+            // One who was let in before is not turned away for where they come from now.
+            drop(doors.enter(after));
+        }
+    }
+}
+
+/// Takes a session's link away, and all that belongs to it.
+fn detach(world: &mut World, links: &mut Links, session: Entity) {
+    let mut entity = world.entity_mut(session);
+    if let Some(link) = entity.take::<Link>() {
+        links.drop_link(link.id);
+    }
+    if let Some(outgoing) = entity.take::<Outgoing>() {
+        let since = outgoing.view.forgotten_before();
+        entity.insert(Holds {
+            since,
+            keeps_entities: true,
+        });
+    }
+    entity.remove::<LinkedOver>();
+}
+
+/// A link is gone: its session is away, or ends with it.
+pub(super) fn lose_link(
+    world: &mut World,
+    links: &mut Links,
+    now: Duration,
+    session: Entity,
+    reason: DisconnectReason,
+) {
+    let window = world.resource::<SessionSettings>().0.resume_window;
+    if !reason.is_loss() || window.is_zero() {
+        end_session(world, links, now, session, reason);
+        return;
+    }
+    debug!("session {session} has lost its link: {reason}");
+    if let Some(mut link) = world.get_mut::<Link>(session) {
+        // Its client may still hear that it should come back.
+        let mut bytes = Vec::new();
+        if serial::encode(&reason, &mut bytes).is_ok() {
+            let id = link.id;
+            link.peer.goodbye(now, &bytes, &mut links.over(now, id));
+        }
+    }
+    detach(world, links, session);
+    if let Some(mut mail) = world.get_mut::<SessionMail>(session) {
+        mail.0.outbox.set_away();
+    }
+    world.entity_mut(session).insert(Away {
+        since: now,
+        reason: reason.clone(),
+    });
+    world.trigger(SessionAway {
+        entity: session,
+        reason,
+    });
+}
+
+/// Ends the sessions that have been away for too long.
+pub(super) fn expire(world: &mut World, links: &mut Links, now: Duration) {
+    let window = world.resource::<SessionSettings>().0.resume_window;
+    let mut away = world.query::<(Entity, &Away)>();
+    let over: Vec<_> = away
+        .iter(world)
+        .filter(|(_, away)| now.saturating_sub(away.since) > window)
+        .map(|(session, away)| (session, away.reason.clone()))
+        .collect();
+    for (session, reason) in over {
+        end_session(world, links, now, session, reason);
+    }
+}
+
+/// The client has its new resume token.
+pub(super) fn confirm_token(world: &mut World, session: Entity) {
+    if let Some(mut keys) = world.get_mut::<Keys>(session) {
+        keys.0.confirm();
+    }
+}
+
+pub(super) fn send_control(peer: &mut Peer, control: &Control) {
+    let mut bytes = Vec::new();
+    if serial::encode(control, &mut bytes).is_ok() {
+        peer.send_message(CONTROL_CHANNEL, bytes);
+    }
+}
+
+/// Tells the game, then removes the session and all that it owns.
+fn end_session(
+    world: &mut World,
+    links: &mut Links,
+    now: Duration,
+    session: Entity,
+    reason: DisconnectReason,
+) {
+    let Ok(mut entity) = world.get_entity_mut(session) else {
+        return;
+    };
+    let Some(Session { id, .. }) = entity.get::<Session>() else {
+        return;
+    };
+    let id = id.0;
+    // The player of a listen server has none.
+    if let Some(mut link) = entity.take::<Link>() {
+        if let Some(mut mail) = entity.get_mut::<SessionMail>() {
+            mail.0.pump(&mut link.peer);
+        }
+        let peer = &mut link.peer;
+        peer.begin(now, &mut links.over(now, link.id));
+        peer.finish(&mut links.over(now, link.id));
+        links.close(now, link.id, peer, &reason);
+    }
+    let addr = entity.get::<ClientAddress>().map(|at| at.0.ip());
+    debug!("session {session} has left: {reason}");
+    world.resource_mut::<Sessions>().by_id.remove(&id);
+    world.resource_mut::<NextTokens>().forget(session);
+    if let Some(addr) = addr {
+        world.resource_mut::<Doors>().leave(addr);
+    }
+    world.trigger(SessionLeft {
+        entity: session,
+        reason,
+    });
+    if let Ok(entity) = world.get_entity_mut(session) {
+        entity.despawn();
+    }
+}
+
+/// Sessions to be ended, and why. Not at once: the game may ask for it while links are being served.
+#[derive(Resource, Default)]
+pub(crate) struct Departures(Vec<(Entity, DisconnectReason)>);
+
+impl Departures {
+    /// Ends a session before the next snapshots are sent.
+    pub fn add(&mut self, session: Entity, reason: DisconnectReason) {
+        self.0.push((session, reason));
+    }
+}
+
+fn kick(kick: On<Kick>, mut departures: ResMut<Departures>) {
+    departures.add(kick.session, DisconnectReason::Kicked(kick.reason.clone()));
+}
+
+fn ban(
+    ban: On<Ban>,
+    sessions: Query<(Option<&Identity>, Option<&ClientAddress>), With<Session>>,
+    mut doors: ResMut<Doors>,
+    mut departures: ResMut<Departures>,
+    time: Res<Time<Real>>,
+) {
+    let Ok((identity, address)) = sessions.get(ban.session) else {
+        return;
+    };
+    doors.ban(
+        time.elapsed(),
+        identity,
+        address.map(|at| at.0),
+        &ban.reason,
+        ban.duration,
+    );
+    departures.add(
+        ban.session,
+        DisconnectReason::banned(&ban.reason, ban.duration),
+    );
+}
+
+fn end_departing(world: &mut World) {
+    if world.resource::<Departures>().0.is_empty() {
+        return;
+    }
+    let departures = std::mem::take(&mut world.resource_mut::<Departures>().0);
+    let now = world.resource::<Time<Real>>().elapsed();
+    world.resource_scope(|world, mut links: Mut<Links>| {
+        for (session, reason) in departures {
+            end_session(world, &mut links, now, session, reason);
+        }
+    });
+}
+
+/// Lets nobody in any more, and tells everybody when the server goes.
+fn announce_shutdown(
+    shutdown: On<ShutdownRequested>,
+    mut links: ResMut<Links>,
+    mut sessions: Query<&mut Link>,
+) {
+    links.stop_accepting();
+    let in_ms = u32::try_from(shutdown.grace.as_millis()).unwrap_or(u32::MAX);
+    for mut link in &mut sessions {
+        send_control(&mut link.peer, &Control::Closing { in_ms });
+    }
+}
+
+/// Tells every client that the server goes, and closes.
+fn shut_down(world: &mut World) {
+    let now = world.resource::<Time<Real>>().elapsed();
+    world.resource_scope(|world, mut links: Mut<Links>| {
+        let mut sessions = world.query_filtered::<Entity, With<Session>>();
+        let sessions: Vec<_> = sessions.iter(world).collect();
+        for session in sessions {
+            end_session(
+                world,
+                &mut links,
+                now,
+                session,
+                DisconnectReason::ServerShutdown,
+            );
+        }
+        for transport in &mut links.transports {
+            transport.shutdown();
+        }
+        world.resource_mut::<ServerStats>().transport = links.stats();
+    });
+}
+
+/// Bytes that nobody can guess.
+pub(super) fn random<const N: usize>() -> [u8; N] {
+    renetcode::generate_random_bytes()
+}
