@@ -1,5 +1,6 @@
 //! The client: thin plugins around the protocol core, one per capability.
 
+#[cfg(not(target_family = "wasm"))]
 use std::net::ToSocketAddrs;
 use std::time::Duration;
 
@@ -8,7 +9,10 @@ use bevy::prelude::*;
 
 use crate::protocol::reliable::OutboxLimits;
 use crate::schedule::TickPlugin;
+#[cfg(not(target_family = "wasm"))]
 use crate::transport::udp::{ClientAuth, UdpClient, UdpClientConfig, token};
+#[cfg(target_family = "wasm")]
+use crate::transport::ws::{WsAuth, WsClient, WsClientConfig};
 use crate::transport::{ClientTransport, Conditioned, LinkConditions, TransportKind};
 
 pub(crate) mod apply;
@@ -40,7 +44,11 @@ pub use stats::ClientStats;
 #[derive(Clone)]
 pub struct ClientConfig {
     /// Whom to connect to over UDP, and as whom; nobody by default.
+    #[cfg(not(target_family = "wasm"))]
     pub udp: Option<ClientAuth>,
+    /// Whom to connect to over WebSocket, and as whom; nobody by default.
+    #[cfg(target_family = "wasm")]
+    pub websocket: Option<WsClientConfig>,
     /// What the player is called: 1 to 32 visible characters. Default: "Player".
     pub name: String,
     /// Version of the game, at most 64 characters: the server lets in only its own. Default: empty.
@@ -71,7 +79,10 @@ pub struct ClientConfig {
 impl Default for ClientConfig {
     fn default() -> Self {
         Self {
+            #[cfg(not(target_family = "wasm"))]
             udp: None,
+            #[cfg(target_family = "wasm")]
+            websocket: None,
             name: "Player".into(),
             game_version: String::new(),
             credentials: Vec::new(),
@@ -113,11 +124,21 @@ pub struct TandemClientPlugins {
 }
 
 impl TandemClientPlugins {
+    /// A client that connects at once, to `ws://host:port/` or `wss://host/`.
+    #[cfg(target_family = "wasm")]
+    pub fn connect(url: &str) -> Self {
+        Self::with_config(ClientConfig {
+            websocket: Some(WsClientConfig::new(url)),
+            ..default()
+        })
+    }
+
     /// A client that connects at once, to a host name or address with a port.
     ///
     /// # Panics
     ///
     /// When `address` cannot be resolved; resolve it yourself and use [`Self::with_config`] to handle that.
+    #[cfg(not(target_family = "wasm"))]
     pub fn connect(address: &str) -> Self {
         let server = address
             .to_socket_addrs()
@@ -165,16 +186,41 @@ impl PluginGroup for TandemClientPlugins {
             .add(InterpolationPlugin)
             .add(InputPlugin)
             .add(MessagePlugin)
-            .add(UdpConnector { config })
+            .add(ConfiguredLink { config })
     }
 }
 
-/// Opens the UDP link that the configuration names.
-struct UdpConnector {
+/// Opens the link that the configuration names.
+struct ConfiguredLink {
     config: ClientConfig,
 }
 
-impl Plugin for UdpConnector {
+impl Plugin for ConfiguredLink {
+    #[cfg(target_family = "wasm")]
+    fn build(&self, app: &mut App) {
+        let Some(config) = self.config.websocket.clone() else {
+            return;
+        };
+        let config = WsClientConfig {
+            connect_timeout: self.config.connect_timeout,
+            ..config
+        };
+        let conditions = self.config.conditions.clone();
+        app.connect_with(move |token: Option<&[u8]>| {
+            let mut config = config.clone();
+            if let Some(token) = token {
+                config.auth = WsAuth::Token(token.to_vec());
+            }
+            let client = WsClient::connect(config).map_err(|error| error.to_string())?;
+            let transport: Box<dyn ClientTransport> = match conditions.clone() {
+                Some(conditions) => Box::new(Conditioned::new(client, conditions)),
+                None => Box::new(client),
+            };
+            Ok(transport)
+        });
+    }
+
+    #[cfg(not(target_family = "wasm"))]
     fn build(&self, app: &mut App) {
         let Some(auth) = self.config.udp.clone() else {
             return;

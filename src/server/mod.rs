@@ -9,6 +9,7 @@ use bevy::prelude::*;
 use smallvec::SmallVec;
 
 use crate::identity::Verifier;
+use crate::protocol::pacing::PacingSettings;
 use crate::protocol::reliable::{OutboxLimits, WhenFull};
 use crate::schedule::TickPlugin;
 use crate::transport::udp::{Auth, UdpServer, UdpServerConfig};
@@ -16,6 +17,7 @@ use crate::transport::{
     ConditionedServer, LinkConditions, ServerTransport, TransportKind, TransportStats,
 };
 
+mod adapt;
 pub(crate) mod collect;
 mod inputs;
 mod limits;
@@ -26,9 +28,10 @@ mod send;
 mod sessions;
 mod tokens;
 
+pub use adapt::{AdaptPlugin, Pacing, PacingChanged, PacingStats};
 pub use collect::ReplicationPlugin;
 pub use inputs::InputPlugin;
-pub use limits::{LimitBroken, LimitSettings};
+pub use limits::{Doors, LimitBroken, LimitSettings};
 pub use links::{ClientAddress, LinkStats, LinkedOver};
 pub use messages::MessagePlugin;
 pub use send::SendPlugin;
@@ -69,6 +72,8 @@ pub struct ServerConfig {
     /// What happens when more wait. Default: a further one is [refused](crate::message::Undeliverable). While a client
     /// is away, the oldest are dropped instead, and it is told how many.
     pub when_full: WhenFull,
+    /// Sends each client what its link can carry, within these limits. By default everybody gets the same.
+    pub adaptive: Option<PacingSettings>,
     /// What a client, and an address, may send and open, and what happens when it is more.
     pub limits: LimitSettings,
     /// A client of which nothing is heard for this long is gone. Default 5 s: three times the longest stall that is
@@ -100,6 +105,7 @@ impl Default for ServerConfig {
             resume_window: Duration::from_secs(300),
             outbox: OutboxLimits::SERVER,
             when_full: WhenFull::Refuse,
+            adaptive: None,
             limits: LimitSettings::default(),
             client_timeout: Duration::from_secs(5),
             hello_timeout: Duration::from_secs(5),
@@ -153,7 +159,7 @@ impl TandemServerPlugins {
 impl PluginGroup for TandemServerPlugins {
     fn build(self) -> PluginGroupBuilder {
         let config = self.config;
-        PluginGroupBuilder::start::<Self>()
+        let mut group = PluginGroupBuilder::start::<Self>()
             .add(TickPlugin {
                 tick_rate_hz: config.tick_rate_hz,
             })
@@ -166,8 +172,14 @@ impl PluginGroup for TandemServerPlugins {
             .add(MessagePlugin)
             .add(SendPlugin {
                 config: config.clone(),
-            })
-            .add(UdpListener { config })
+            });
+        if let Some(settings) = config.adaptive.clone() {
+            group = group.add(AdaptPlugin {
+                settings,
+                ..default()
+            });
+        }
+        group.add(UdpListener { config })
     }
 }
 
