@@ -385,7 +385,8 @@ struct Socket {
 impl Socket {
     /// Begins to connect; `first` is the first message.
     fn open(url: &str, first: Vec<u8>, events: &Arc<Mutex<Events>>) -> Result<Self, js_sys::Error> {
-        let socket = WebSocket::new_with_str(url, SUBPROTOCOL).map_err(JsValue::unchecked_into::<js_sys::Error>)?;
+        let socket = WebSocket::new_with_str(url, SUBPROTOCOL)
+            .map_err(JsValue::unchecked_into::<js_sys::Error>)?;
         socket.set_binary_type(BinaryType::Arraybuffer);
 
         let on_open = Closure::new({
