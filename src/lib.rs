@@ -389,6 +389,7 @@
 
 pub mod blend;
 pub mod client;
+pub mod diagnostics;
 #[cfg(not(target_family = "wasm"))]
 pub mod headless;
 pub mod histogram;

@@ -15,7 +15,7 @@ use crate::client;
 use crate::host;
 use crate::mailbox::Letter;
 use crate::protocol::layout::NetId;
-use crate::protocol::limits::Class;
+use crate::protocol::limits::Traffic;
 use crate::protocol::reliable::Importance;
 use crate::registry::{FromNet, Registry, ToNet};
 #[cfg(not(target_family = "wasm"))]
@@ -133,7 +133,7 @@ pub(crate) struct MessageEntry {
     pub name: &'static str,
     pub channel: Channel,
     /// Which of the server's limits it counts towards.
-    pub class: Class,
+    pub traffic: Traffic,
     pub importance: Importance,
     pub has_receipts: bool,
     #[cfg(not(target_family = "wasm"))]
@@ -230,7 +230,7 @@ pub(crate) fn register<M: NetMessage>(
         #[cfg(not(target_family = "wasm"))]
         receive_on_server: server::messages::receive::<M>,
         receive_on_client: client::messages::receive::<M>,
-        class: Class::Messages,
+        traffic: Traffic::Messages,
         importance: Importance::Normal,
         has_receipts: false,
         deliver_on_server: deliver::<M>,

@@ -16,7 +16,7 @@ use crate::input::{self, NetInput};
 use crate::message::{self, Channel, NetMessage};
 use crate::protocol::archive::Archive;
 use crate::protocol::layout::{ComponentId, Layout, Layouts, NetId};
-use crate::protocol::limits::Class;
+use crate::protocol::limits::Traffic;
 use crate::protocol::reliable::Importance;
 use crate::protocol::replica::ValueRef;
 use crate::replication::SpawnKey;
@@ -163,7 +163,7 @@ impl<'a> MessageRegistration<'a> {
 
     /// Counts it towards the server's limits for chat, which are tighter than those for other messages.
     pub fn chat(mut self) -> Self {
-        self.entry().class = Class::Chat;
+        self.entry().traffic = Traffic::Chat;
         self
     }
 

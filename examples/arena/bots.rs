@@ -1,13 +1,18 @@
 //! Load for an arena server: many real clients, without windows.
 //!
 //!     cargo bots --count N [--udp ADDR] [--seconds S] [--latency-ms L] [--jitter-ms J] [--loss P]
-//!                [--seed K] [--still] [--report FILE]
+//!                [--churn R] [--key FILE] [--seed K] [--still] [--report FILE]
 //!
 //! The link conditions act in both directions; the latency is one way.
+//!
+//! Besides playing, each bot sends a numbered reliable message ten times a second, and the server answers each: the
+//! report says whether any was lost, came twice or out of order. With `--churn`, links are cut without a goodbye, and
+//! the sessions must go on over new ones.
 
 mod brain;
 mod crowd;
 mod game;
+mod ledger;
 mod map;
 
 use std::net::SocketAddr;
@@ -17,13 +22,17 @@ use std::time::Duration;
 use bevy_tandem::headless::report::{self, ClientsReport};
 use bevy_tandem::headless::{Signals, args};
 use bevy_tandem::prelude::LinkConditions;
+use bevy_tandem::transport::udp::token;
 use lexopt::{Parser, ValueExt};
 
-use crowd::{Crowd, CrowdPlan};
+use crowd::{Crowd, CrowdPlan, Way};
+
+/// Cuts a minute: beyond one a second, a client would hardly ever be there.
+const MAX_CHURN: f64 = 60.0;
 
 const USAGE: &str = "\
 usage: cargo bots --count N [--udp ADDR] [--seconds S] [--latency-ms L] [--jitter-ms J] [--loss P]
-                  [--seed K] [--still] [--report FILE]
+                  [--churn R] [--key FILE] [--seed K] [--still] [--report FILE]
 
   --count N       so many players
   --udp ADDR      of the server; 127.0.0.1:5000 by default
@@ -31,6 +40,8 @@ usage: cargo bots --count N [--udp ADDR] [--seconds S] [--latency-ms L] [--jitte
   --latency-ms L  delay every datagram, in each direction
   --jitter-ms J   and by up to so much more, at random
   --loss P        lose this share of the datagrams, 0 to 1
+  --churn R       each bot cuts its link R times a minute without a goodbye, and comes back
+  --key FILE      of a server that was started with this key: the bots make tokens for themselves
   --seed K        of what the bots and the link do; 1 by default
   --still         connect and stand still
   --report FILE   write what the players saw as JSON";
@@ -39,9 +50,7 @@ fn main() {
     let options = args::or_fail(Options::parse(Parser::from_env()));
     let signals = args::or_fail(Signals::listen());
     let mut crowd = Crowd::new(&options.plan);
-    crowd.play_until(|elapsed| {
-        signals.any() || options.seconds.is_some_and(|limit| elapsed >= limit)
-    });
+    crowd.play(options.seconds, || signals.any());
     let result = crowd.report();
     crowd.leave();
 
@@ -70,6 +79,20 @@ fn print_summary(report: &ClientsReport) {
         report.inputs_late_ratio * 100.0,
         report.snaps,
     );
+    println!(
+        "{} links cut, {} sessions resumed ({} with losses), {} rejected, {} respawned, in {:.0} ms; \
+         of {} reliable messages {} lost, {} duplicated, {} reordered",
+        report.cuts,
+        report.resumed + report.resynced,
+        report.resynced,
+        report.rejected,
+        report.respawned,
+        report.resume_ms.p50,
+        report.reliable_sent,
+        report.reliable_lost,
+        report.reliable_duplicated,
+        report.reliable_reordered,
+    );
 }
 
 #[derive(Debug)]
@@ -86,6 +109,7 @@ impl Options {
         let mut server: SocketAddr = ([127, 0, 0, 1], 5000).into();
         let mut conditions = LinkConditions::default();
         let (mut seed, mut still, mut seconds, mut report) = (1, false, None, None);
+        let (mut churn_per_minute, mut key) = (0.0, None);
         while let Some(arg) = parser.next()? {
             match arg {
                 Long("count") => count = Some(parser.value()?.parse()?),
@@ -94,6 +118,10 @@ impl Options {
                 Long("latency-ms") => conditions.latency = args::milliseconds(&mut parser)?,
                 Long("jitter-ms") => conditions.jitter = args::milliseconds(&mut parser)?,
                 Long("loss") => conditions.loss = args::share(&mut parser)?,
+                Long("churn") => churn_per_minute = args::number(&mut parser, MAX_CHURN)?,
+                Long("key") => {
+                    key = Some(parser.value()?.parse_with(|file| token::read_key(file))?)
+                }
                 Long("seed") => seed = parser.value()?.parse()?,
                 Long("still") => still = true,
                 Long("report") => report = Some(parser.value()?.into()),
@@ -103,11 +131,13 @@ impl Options {
         }
         let count = count.ok_or("missing option '--count': how many players?")?;
         let plan = CrowdPlan {
-            server,
+            ways: vec![Way::Udp(server)],
             count,
             seed,
             still,
             conditions,
+            churn_per_minute,
+            key,
         };
         Ok(Self {
             plan,
@@ -129,6 +159,9 @@ mod tests {
             &["--count", "3", "--loss", "1.5"],
             &["--count", "3", "--latency-ms", "fast"],
             &["--count", "3", "--udp", "somewhere"],
+            &["--count", "3", "--churn", "-1"],
+            &["--count", "3", "--churn", "often"],
+            &["--count", "3", "--key", "/nowhere/at all"],
             &["3"],
         ] {
             let error = Options::parse(Parser::from_args(line)).expect_err("a mistake");

@@ -16,11 +16,11 @@ pub fn default_address() -> SocketAddr {
 }
 
 /// A server of the arena with `statics` things that never move.
-pub fn server(address: SocketAddr, statics: u32, headless: HeadlessPlugin) -> App {
+pub fn server(config: ServerConfig, statics: u32, headless: HeadlessPlugin) -> App {
     let mut app = App::new();
     app.add_plugins((
         MinimalPlugins,
-        TandemServerPlugins::listen(&address.to_string()),
+        TandemServerPlugins::with_config(config),
         headless,
         game::game,
         game::referee,

@@ -9,6 +9,7 @@ mod brain;
 mod crowd;
 mod game;
 mod host;
+mod ledger;
 mod map;
 mod view;
 
@@ -24,7 +25,7 @@ use bevy_tandem::prelude::*;
 use lexopt::{Parser, ValueExt};
 
 use brain::BrainPlugin;
-use crowd::{Crowd, CrowdPlan};
+use crowd::{Crowd, CrowdPlan, Way};
 use view::ViewPlugin;
 
 const USAGE: &str = "\
@@ -67,16 +68,22 @@ fn host_match() -> SocketAddr {
     println!(
         "Hosting on {address}. Others on this machine join with: cargo play --connect {address}"
     );
-    thread::spawn(move || host::server(address, 0, HeadlessPlugin::default()).run());
+    let config = ServerConfig {
+        udp: Some(address),
+        ..default()
+    };
+    thread::spawn(move || host::server(config, 0, HeadlessPlugin::default()).run());
     thread::spawn(move || {
         let plan = CrowdPlan {
-            server: address,
+            ways: vec![Way::Udp(address)],
             count: BOTS,
             seed: 1,
             still: false,
             conditions: LinkConditions::default(),
+            churn_per_minute: 0.0,
+            key: None,
         };
-        Crowd::new(&plan).play_until(|_| false);
+        Crowd::new(&plan).play(None, || false);
     });
     address
 }

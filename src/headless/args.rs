@@ -62,6 +62,20 @@ pub fn share(parser: &mut lexopt::Parser) -> Result<f32, lexopt::Error> {
     })
 }
 
+/// The value of the current option as a number from 0 to `max`.
+///
+/// # Errors
+///
+/// No value follows, or it is not such a number.
+pub fn number(parser: &mut lexopt::Parser, max: f64) -> Result<f64, lexopt::Error> {
+    parser.value()?.parse_with(|text| {
+        text.parse()
+            .ok()
+            .filter(|number| (0.0..=max).contains(number))
+            .ok_or_else(|| format!("expected a number from 0 to {max}"))
+    })
+}
+
 fn parse_duration(text: &str, unit_seconds: f64, expected: &str) -> Result<Duration, String> {
     text.parse::<f64>()
         .ok()
@@ -93,6 +107,15 @@ mod tests {
             let error = seconds(&mut parser(bad)).expect_err(bad).to_string();
             assert!(error.contains("seconds"), "{bad}: {error}");
             assert!(!error.contains('\n'), "one line: {error}");
+        }
+    }
+
+    #[test]
+    fn numbers_stay_within_their_range() {
+        assert_eq!(number(&mut parser("6"), 60.0).ok(), Some(6.0));
+        for bad in ["-1", "61", "NaN", "inf", "six"] {
+            let error = number(&mut parser(bad), 60.0).expect_err(bad).to_string();
+            assert!(error.contains("60"), "{bad}: {error}");
         }
     }
 
