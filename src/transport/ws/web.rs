@@ -127,7 +127,11 @@ impl WsClient {
             events,
             state: ClientLinkState::Connecting,
             connect_timeout: config.connect_timeout,
-            pace: config.pace,
+            pace: LinkPace {
+                // A server takes no more at once.
+                max_batch: config.pace.max_batch.min(Limits::FROM_CLIENT.max_datagrams),
+                ..config.pace
+            },
             url,
             since: None,
             batch: Batch::default(),
