@@ -384,10 +384,16 @@
 //! [`TandemServerPlugins`]: server::TandemServerPlugins
 //! [`TandemClientPlugins`]: client::TandemClientPlugins
 
+// What only servers use is checked where there are servers.
+#![cfg_attr(target_family = "wasm", allow(dead_code))]
+
 pub mod blend;
 pub mod client;
+pub mod diagnostics;
+#[cfg(not(target_family = "wasm"))]
 pub mod headless;
 pub mod histogram;
+#[cfg(not(target_family = "wasm"))]
 pub mod host;
 pub mod identity;
 pub mod input;
@@ -399,9 +405,10 @@ pub mod registry;
 pub mod replication;
 pub mod rooms;
 pub mod schedule;
+#[cfg(not(target_family = "wasm"))]
 pub mod server;
 pub mod session;
-#[cfg(any(test, doc, feature = "testing"))]
+#[cfg(all(not(target_family = "wasm"), any(test, doc, feature = "testing")))]
 pub mod testing;
 pub mod tick;
 pub mod transport;
@@ -414,6 +421,7 @@ pub mod prelude {
         ClientConfig, ClientStats, ConnectOver, Connected, Connection, ConnectionState, Disconnect,
         Disconnected, TandemClientPlugins, connected,
     };
+    #[cfg(not(target_family = "wasm"))]
     pub use crate::host::HostPlugin;
     pub use crate::input::{Input, LocalInput};
     pub use crate::message::{Channel, FromClient, FromServer, Target, ToClients, ToServer};
@@ -425,6 +433,7 @@ pub mod prelude {
     };
     pub use crate::rooms::{InRoom, Room, RoomMembers};
     pub use crate::schedule::{CurrentTick, Replaying, TandemSystems, replaying};
+    #[cfg(not(target_family = "wasm"))]
     pub use crate::server::{ServerApp, ServerConfig, ServerStats, TandemServerPlugins};
     pub use crate::session::{Kick, Session, SessionId, SessionJoined, SessionLeft};
     pub use crate::tick::{Tick, Ticks};

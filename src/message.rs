@@ -11,12 +11,14 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::client;
+#[cfg(not(target_family = "wasm"))]
 use crate::host;
 use crate::mailbox::Letter;
 use crate::protocol::layout::NetId;
-use crate::protocol::limits::Class;
+use crate::protocol::limits::Traffic;
 use crate::protocol::reliable::Importance;
 use crate::registry::{FromNet, Registry, ToNet};
+#[cfg(not(target_family = "wasm"))]
 use crate::server;
 use crate::transport::SharedBytes;
 use crate::wire::serial;
@@ -131,13 +133,16 @@ pub(crate) struct MessageEntry {
     pub name: &'static str,
     pub channel: Channel,
     /// Which of the server's limits it counts towards.
-    pub class: Class,
+    pub traffic: Traffic,
     pub importance: Importance,
     pub has_receipts: bool,
+    #[cfg(not(target_family = "wasm"))]
     pub install_server: fn(&mut App),
     pub install_client: fn(&mut App),
+    #[cfg(not(target_family = "wasm"))]
     pub install_host: fn(&mut App),
     /// Makes a message of bytes from the other side.
+    #[cfg(not(target_family = "wasm"))]
     pub receive_on_server:
         fn(&mut World, session: Entity, &[u8]) -> Result<(), serial::SerialError>,
     pub receive_on_client: fn(&mut World, &[u8]) -> Result<(), serial::SerialError>,
@@ -217,12 +222,15 @@ pub(crate) fn register<M: NetMessage>(
     let entry = MessageEntry {
         name: type_name::<M>(),
         channel,
+        #[cfg(not(target_family = "wasm"))]
         install_server: server::messages::install::<M>,
         install_client: client::messages::install::<M>,
+        #[cfg(not(target_family = "wasm"))]
         install_host: host::install::<M>,
+        #[cfg(not(target_family = "wasm"))]
         receive_on_server: server::messages::receive::<M>,
         receive_on_client: client::messages::receive::<M>,
-        class: Class::Messages,
+        traffic: Traffic::Messages,
         importance: Importance::Normal,
         has_receipts: false,
         deliver_on_server: deliver::<M>,

@@ -16,10 +16,11 @@ use crate::input::{self, NetInput};
 use crate::message::{self, Channel, NetMessage};
 use crate::protocol::archive::Archive;
 use crate::protocol::layout::{ComponentId, Layout, Layouts, NetId};
-use crate::protocol::limits::Class;
+use crate::protocol::limits::Traffic;
 use crate::protocol::reliable::Importance;
 use crate::protocol::replica::ValueRef;
 use crate::replication::SpawnKey;
+#[cfg(not(target_family = "wasm"))]
 use crate::server;
 use crate::tick::Tick;
 use crate::wire::quantize::{Field, MAX_WORDS, Quantize};
@@ -162,7 +163,7 @@ impl<'a> MessageRegistration<'a> {
 
     /// Counts it towards the server's limits for chat, which are tighter than those for other messages.
     pub fn chat(mut self) -> Self {
-        self.entry().class = Class::Chat;
+        self.entry().traffic = Traffic::Chat;
         self
     }
 
@@ -611,8 +612,10 @@ pub(crate) struct ComponentEntry {
     describe: fn(&World) -> String,
     layout: fn(&World) -> Layout,
     pub is_predicted: fn(&World) -> bool,
+    #[cfg(not(target_family = "wasm"))]
     pub install_server: fn(&mut App),
     pub install_client: fn(&mut App),
+    #[cfg(not(target_family = "wasm"))]
     pub server: server::collect::ComponentFns,
     pub client: client::apply::ComponentFns,
 }
@@ -724,8 +727,10 @@ where
         describe: |world| world.resource::<ComponentRule<C>>().describe(),
         layout: |world| world.resource::<ComponentRule<C>>().layout(),
         is_predicted: |world| world.resource::<ComponentRule<C>>().predicted,
+        #[cfg(not(target_family = "wasm"))]
         install_server: server::collect::install::<C>,
         install_client: client::apply::install::<C>,
+        #[cfg(not(target_family = "wasm"))]
         server: server::collect::ComponentFns::of::<C>(),
         client: client::apply::ComponentFns::of::<C>(),
     };

@@ -11,10 +11,14 @@ use std::time::Duration;
 
 use bevy_tandem::protocol::acks::{AckTracker, Header};
 use bevy_tandem::protocol::archive::{Archive, PartitionId};
-use bevy_tandem::protocol::handshake::{Control, DisconnectReason, Hello, Intent, Request};
+use bevy_tandem::protocol::handshake::{
+    Control, DisconnectReason, Hello, Intent, Request, Resumption,
+};
 use bevy_tandem::protocol::input::{EncodeLimits, InputBuffer, InputHistory, InputMessage};
 use bevy_tandem::protocol::layout::{ComponentId, Layout, Layouts, Meta, NetId, PredictedBy};
+use bevy_tandem::protocol::reliable::Taken;
 use bevy_tandem::protocol::replica::{Replica, SnapshotError, ValueRef};
+use bevy_tandem::protocol::resume::ResumeToken;
 use bevy_tandem::protocol::view::{ApartValue, BlockCache, SnapshotBudget, View};
 use bevy_tandem::session::SessionId;
 use bevy_tandem::tick::{Tick, Ticks};
@@ -502,6 +506,18 @@ fn handshakes_neither_panic_nor_make_anyone_hold_much() {
                     session: SessionId(rng.u32(..)),
                     tick: Tick(rng.u32(..)),
                     tick_rate_hz: 60.0,
+                    token: ResumeToken {
+                        session: rng.u32(..),
+                        secret: [rng.u8(..); 32],
+                    },
+                    resumption: rng.bool().then(|| Resumption {
+                        taken: Taken {
+                            next: [rng.u32(..), rng.u32(..)],
+                        },
+                        first_kept: [rng.u32(..), rng.u32(..)],
+                        lost: rng.u64(..),
+                        keeps_entities: rng.bool(),
+                    }),
                 },
                 &mut bytes,
             ),

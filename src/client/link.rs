@@ -288,7 +288,8 @@ fn receive_messages(
                 if world.resource::<Connection>().state() == ConnectionState::Connected {
                     continue;
                 }
-                send_request(&mut link.peer, &Request::ConfirmToken);
+                let receipt = token.receipt();
+                send_request(&mut link.peer, &Request::ConfirmToken { receipt });
                 world.resource_mut::<Keepsakes>().token = Some(token);
                 set_tick_rate(world, link, tick_rate_hz);
                 news.push(match resumption {

@@ -137,9 +137,12 @@ pub(super) fn lose(world: &mut World, reason: DisconnectReason) {
         return;
     }
     reconnect.lost_at.get_or_insert(now);
-    let backoff = reconnect
-        .backoff
-        .get_or_insert_with(|| Backoff::new(settings.backoff));
+    let backoff = reconnect.backoff.get_or_insert_with(|| {
+        Backoff::new(settings.backoff).unwrap_or_else(|error| {
+            error!("the settings for reconnecting are not usable, so the defaults are: {error}");
+            Backoff::default()
+        })
+    });
     let Some(next) = backoff.next(fastrand::f64()) else {
         give_up(world, reason);
         return;

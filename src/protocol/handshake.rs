@@ -61,7 +61,10 @@ pub enum Request {
     /// To be told everything again: it could not use a snapshot.
     Resync,
     /// The client has its new resume token, so the one before is void.
-    ConfirmToken,
+    ConfirmToken {
+        /// See [`ResumeToken::receipt`].
+        receipt: u32,
+    },
 }
 
 /// How a session goes on over a new link.

@@ -12,6 +12,7 @@ pub mod interpolation;
 pub mod layout;
 pub mod limits;
 pub mod names;
+pub mod pacing;
 pub mod reliable;
 pub mod replica;
 pub mod resume;

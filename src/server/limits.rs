@@ -1,60 +1,243 @@
-//! stub
-use super::ServerConfig;
-use crate::identity::Identity;
-use crate::protocol::handshake::DisconnectReason;
-use crate::protocol::limits::Class;
-use bevy::prelude::*;
+//! What clients and addresses may do, and what happens when they do more.
+
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
-#[derive(Component)]
-pub struct Limits;
-#[derive(Clone, Debug, Default)]
-pub struct LimitSettings;
-#[derive(EntityEvent, Clone, Debug)]
+
+use bevy::prelude::*;
+
+use super::links::{ClientAddress, Link};
+use super::sessions::send_control;
+use super::{ServerConfig, ServerStats};
+use crate::identity::Identity;
+use crate::protocol::handshake::{Control, DisconnectReason};
+use crate::protocol::limits::{
+    AddressGate, Answer, BanList, Conduct, Exceeded, GateCounts, GateLimits, Ladder, SessionLimits,
+    SessionMeter, Traffic,
+};
+
+/// What clients and addresses may do.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct LimitSettings {
+    /// What a session may send.
+    pub session: SessionLimits,
+    /// What an address may open.
+    pub address: GateLimits,
+    /// How answers become harder: drop, warn, disconnect, ban.
+    pub ladder: Ladder,
+}
+
+/// A client has sent more than it may, and this was done about it. Fires for warnings and harder answers, not for each
+/// thing that is dropped.
+#[derive(EntityEvent, Clone, Copy, Debug)]
 pub struct LimitBroken {
+    /// The session.
     pub entity: Entity,
+    /// Which limit.
+    pub exceeded: Exceeded,
+    /// What was done.
+    pub answer: Answer,
 }
-pub struct Answer;
+
+/// How a session stands with its limits.
+#[derive(Component)]
+pub(super) struct Limits {
+    meter: SessionMeter,
+    conduct: Conduct,
+    ladder: Ladder,
+}
+
 impl Limits {
-    pub fn new(_: &ServerConfig, _: Duration) -> Self {
-        Self
+    pub fn new(settings: &LimitSettings) -> Self {
+        Self {
+            meter: SessionMeter::new(&settings.session),
+            conduct: Conduct::default(),
+            ladder: settings.ladder,
+        }
     }
-    pub fn take(&mut self, _: Duration, _: Class, _: usize) -> Result<(), Answer> {
-        Ok(())
+
+    /// Whether so many bytes may be taken now; if not, what to do about it.
+    pub fn take(
+        &mut self,
+        now: Duration,
+        traffic: Traffic,
+        bytes: usize,
+    ) -> Result<(), (Answer, Exceeded)> {
+        self.meter
+            .take(traffic, bytes, now)
+            .map_err(|exceeded| (self.conduct.breach(&self.ladder, now), exceeded))
+    }
+
+    /// What a client had to keep while it was away comes at once.
+    pub fn allow_backlog(&mut self, messages: usize, bytes: usize) {
+        let most = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
+        for traffic in [Traffic::Messages, Traffic::Chat] {
+            self.meter.credit(traffic, most(messages), most(bytes));
+        }
     }
 }
-pub fn answer(_: &mut World, _: Entity, _: Answer, _: Class) -> Result<(), DisconnectReason> {
-    Ok(())
+
+/// Does what a breach asks for.
+///
+/// # Errors
+///
+/// The session must end, and why.
+pub(super) fn answer(
+    world: &mut World,
+    session: Entity,
+    (answer, exceeded): (Answer, Exceeded),
+) -> Result<(), DisconnectReason> {
+    let counts = &mut world.resource_mut::<ServerStats>().limits;
+    match answer {
+        Answer::Drop => {
+            counts.drops += 1;
+            return Ok(());
+        }
+        Answer::Warn => counts.warnings += 1,
+        Answer::Disconnect => counts.disconnects += 1,
+        Answer::Ban(_) => counts.bans += 1,
+    }
+    let event = LimitBroken {
+        entity: session,
+        exceeded,
+        answer,
+    };
+    world.trigger(event);
+    let limit = exceeded.to_string();
+    match answer {
+        Answer::Drop => Ok(()),
+        Answer::Warn => {
+            if let Some(mut link) = world.get_mut::<Link>(session) {
+                send_control(&mut link.peer, &Control::Warning { limit });
+            }
+            Ok(())
+        }
+        Answer::Disconnect => Err(DisconnectReason::LimitExceeded(limit)),
+        Answer::Ban(length) => {
+            let now = world.resource::<Time<Real>>().elapsed();
+            let identity = world.get::<Identity>(session).cloned();
+            let address = world.get::<ClientAddress>(session).map(|at| at.0);
+            let mut doors = world.resource_mut::<Doors>();
+            doors.ban(now, identity.as_ref(), address, &limit, length);
+            Err(DisconnectReason::banned(&limit, length))
+        }
+    }
 }
+
+/// Who may come in: limits by address, and bans.
 #[derive(Resource)]
-pub struct Doors;
+pub struct Doors {
+    gate: AddressGate,
+    players: BanList,
+}
+
 impl Doors {
-    pub fn new(_: &ServerConfig) -> Self {
-        Self
+    pub(super) fn new(config: &ServerConfig) -> Self {
+        Self {
+            gate: AddressGate::new(config.limits.address),
+            players: BanList::default(),
+        }
     }
-    pub fn knock(&mut self, _: Duration, _: IpAddr) -> Result<(), DisconnectReason> {
-        Ok(())
-    }
-    pub fn heard(&mut self, _: IpAddr) {}
-    pub fn enter(&mut self, _: IpAddr) -> Result<(), DisconnectReason> {
-        Ok(())
-    }
-    pub fn leave(&mut self, _: IpAddr) {}
-    pub fn check_ban(
+
+    /// Bans a player by who they are, for so long; `None`: until the server stops.
+    ///
+    /// # Errors
+    ///
+    /// The list is full, or nobody is called that.
+    pub fn ban_player(
         &mut self,
-        _: Duration,
-        _: &Identity,
-        _: Option<SocketAddr>,
+        now: Duration,
+        subject: &str,
+        length: Option<Duration>,
+        reason: &str,
+    ) -> Result<(), crate::protocol::limits::BanError> {
+        self.players.ban(subject, length, reason, now)
+    }
+
+    /// Ends a player's ban. Returns whether there was one.
+    pub fn unban_player(&mut self, subject: &str) -> bool {
+        self.players.unban(subject)
+    }
+
+    /// Ends an address's ban. Returns whether there was one.
+    pub fn unban_address(&mut self, address: IpAddr) -> bool {
+        self.gate.unban(address)
+    }
+
+    /// What was done to those who came.
+    pub fn counts(&self) -> GateCounts {
+        self.gate.counts()
+    }
+
+    /// Somebody has opened a link.
+    pub(super) fn knock(&mut self, now: Duration, ip: IpAddr) -> Result<(), DisconnectReason> {
+        self.gate
+            .try_connect(ip, now)
+            .map_err(|refusal| DisconnectReason::LimitExceeded(refusal.to_string()))
+    }
+
+    /// And has said hello, or was sent away.
+    pub(super) fn heard(&mut self, ip: IpAddr) {
+        self.gate.handshake_done(ip);
+    }
+
+    /// A session begins at this address.
+    pub(super) fn enter(&mut self, now: Duration, ip: IpAddr) -> Result<(), DisconnectReason> {
+        self.gate
+            .session_opened(ip, now)
+            .map_err(|refusal| DisconnectReason::LimitExceeded(refusal.to_string()))
+    }
+
+    /// A session ends there.
+    pub(super) fn leave(&mut self, ip: IpAddr) {
+        self.gate.session_closed(ip);
+    }
+
+    /// A session goes on from elsewhere.
+    pub(super) fn change_address(&mut self, now: Duration, from: IpAddr, to: IpAddr) {
+        if let Err(refusal) = self.gate.session_moved(from, to, now) {
+            debug!("a session still counts for its old address: {refusal}");
+        }
+    }
+
+    pub(super) fn check_ban(
+        &self,
+        now: Duration,
+        identity: &Identity,
+        addr: Option<SocketAddr>,
     ) -> Result<(), DisconnectReason> {
-        Ok(())
+        if identity.verified
+            && let Some(ban) = self.players.is_banned(&identity.subject, now)
+        {
+            let left = ban.remaining.unwrap_or(Duration::MAX);
+            return Err(DisconnectReason::banned(ban.reason, left));
+        }
+        match addr.and_then(|addr| self.gate.is_banned(addr.ip(), now)) {
+            Some(left) => Err(DisconnectReason::banned("this address is banned", left)),
+            None => Ok(()),
+        }
     }
-    pub fn ban(
+
+    /// Bans a player by who they are, where that is certain, and otherwise by address.
+    pub(super) fn ban(
         &mut self,
-        _: Duration,
-        _: Option<&Identity>,
-        _: Option<SocketAddr>,
-        _: &str,
-        _: Duration,
+        now: Duration,
+        identity: Option<&Identity>,
+        addr: Option<SocketAddr>,
+        reason: &str,
+        length: Duration,
     ) {
+        let by_name = identity
+            .filter(|identity| identity.verified)
+            .and_then(|identity| {
+                self.players
+                    .ban(&identity.subject, Some(length), reason, now)
+                    .ok()
+            });
+        if by_name.is_none()
+            && let Some(addr) = addr
+            && let Err(refusal) = self.gate.ban(addr.ip(), length, now)
+        {
+            warn!("{} cannot be banned: {refusal}", addr.ip());
+        }
     }
 }

@@ -16,14 +16,13 @@ use crate::mailbox::{Letter, Mailbox};
 use crate::message;
 use crate::peer::{CONTROL_CHANNEL, Carrier, ChunkKind, Peer};
 use crate::protocol::handshake::{DisconnectReason, Request};
-use crate::protocol::limits::Class;
+use crate::protocol::limits::Traffic;
 use crate::protocol::reliable::Taken;
 use crate::registry::Registry;
 use crate::schedule::CurrentTick;
 use crate::server::collect::Replication;
 use crate::transport::{
-    CloseReason, LinkEvent, LinkId, PeerInfo, ServerTransport, SharedBytes, TransportKind,
-    TransportStats,
+    LinkEvent, LinkId, PeerInfo, ServerTransport, SharedBytes, TransportKind, TransportStats,
 };
 use crate::wire::serial;
 
@@ -73,6 +72,8 @@ pub(crate) struct Link {
     pub last_heard: Duration,
     /// When the last snapshot was sent.
     pub last_sent: Duration,
+    /// Bytes of datagrams that were sent, before any compression.
+    pub bytes_out: u64,
 }
 
 /// A link whose client is still to say hello.
@@ -88,16 +89,20 @@ pub(super) struct OverLink<'a> {
     pub links: &'a mut Links,
     pub now: Duration,
     pub link: LinkId,
+    /// Bytes sent so far.
+    pub sent: u64,
 }
 
 impl Carrier for OverLink<'_> {
     fn send(&mut self, datagram: &[u8]) {
+        self.sent += datagram.len() as u64;
         if let Some(transport) = self.links.transport(self.link) {
             transport.send(self.now, self.link, datagram);
         }
     }
 
     fn send_shared(&mut self, head: &[u8], shared: &SharedBytes) {
+        self.sent += (head.len() + shared.bytes().len()) as u64;
         if let Some(transport) = self.links.transport(self.link) {
             transport.send_shared(self.now, self.link, head, shared);
         }
@@ -120,6 +125,7 @@ impl Links {
             links: self,
             now,
             link,
+            sent: 0,
         }
     }
 
@@ -280,12 +286,12 @@ fn receive_from_session(
                 mail.handle_ack(seq);
             },
             |kind, body| match kind {
-                ChunkKind::Inputs => match limits.take(now, Class::Inputs, body.len()) {
+                ChunkKind::Inputs => match limits.take(now, Traffic::Inputs, body.len()) {
                     Ok(()) if inputs.buffer.receive(tick, body).is_err() => {
                         broken = Some("malformed inputs");
                     }
                     Ok(()) => {}
-                    Err(answer) => breach = Some((answer, Class::Inputs)),
+                    Err(excess) => breach = Some(excess),
                 },
                 ChunkKind::Goodbye => goodbye = Some(DisconnectReason::ClientLeft),
                 ChunkKind::Snapshot => broken = Some("only a server sends snapshots"),
@@ -305,8 +311,8 @@ fn receive_from_session(
             .handle_taken(taken, |letter| receipts.push(letter));
     }
     deliver_receipts(world, session, &receipts);
-    if let Some((answer, class)) = breach {
-        limits::answer(world, session, answer, class)?;
+    if let Some(excess) = breach {
+        limits::answer(world, session, excess)?;
     }
     if let Some(reason) = goodbye {
         return Err(reason);
@@ -346,7 +352,9 @@ fn receive_messages(
                 let request = serial::decode(&bytes).map_err(|_| violation(&"not a request"))?;
                 match request {
                     Request::Resync => resync(world, session),
-                    Request::ConfirmToken => sessions::confirm_token(world, session),
+                    Request::ConfirmToken { receipt } => {
+                        sessions::confirm_token(world, session, receipt);
+                    }
                 }
                 continue;
             }
@@ -368,9 +376,9 @@ fn receive_messages(
                 return Err(violation(&format_args!("no message number {id}")));
             };
             if let Some(mut limits) = world.get_mut::<Limits>(session)
-                && let Err(answer) = limits.take(now, entry.class, bytes.len())
+                && let Err(excess) = limits.take(now, entry.traffic, bytes.len())
             {
-                limits::answer(world, session, answer, entry.class)?;
+                limits::answer(world, session, excess)?;
                 continue;
             }
             (entry.receive_on_server)(world, session, body).map_err(|error| violation(&error))?;
@@ -412,20 +420,6 @@ fn find_silent(
         let is_judged = link.kind != TransportKind::WebSocket;
         if is_judged && now.saturating_sub(link.last_heard) > timeout {
             ended.push((session, link.id, DisconnectReason::TimedOut));
-        }
-    }
-}
-
-impl From<CloseReason> for DisconnectReason {
-    fn from(reason: CloseReason) -> Self {
-        match reason {
-            CloseReason::ConnectTimedOut => Self::ConnectTimedOut,
-            CloseReason::TimedOut => Self::TimedOut,
-            CloseReason::Denied => Self::ServerFull,
-            CloseReason::Congested => Self::Congested,
-            CloseReason::Refused(reason) => Self::Unauthorised(reason),
-            CloseReason::TokenExpired => Self::Unauthorised(CloseReason::TokenExpired.to_string()),
-            other => Self::Link(other.to_string()),
         }
     }
 }

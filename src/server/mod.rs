@@ -9,33 +9,37 @@ use bevy::prelude::*;
 use smallvec::SmallVec;
 
 use crate::identity::Verifier;
+use crate::protocol::pacing::PacingSettings;
 use crate::protocol::reliable::{OutboxLimits, WhenFull};
 use crate::schedule::TickPlugin;
-use crate::transport::udp::{Auth, UdpServer, UdpServerConfig};
-use crate::transport::{
-    ConditionedServer, LinkConditions, ServerTransport, TransportKind, TransportStats,
-};
+use crate::transport::udp::Auth;
+#[cfg(feature = "websocket")]
+use crate::transport::ws::WsServerConfig;
+use crate::transport::{LinkConditions, TransportKind, TransportStats};
 
+mod adapt;
 pub(crate) mod collect;
 mod inputs;
 mod limits;
 mod links;
+mod listen;
 pub(crate) mod messages;
 mod rooms;
 mod send;
 mod sessions;
 mod tokens;
 
+pub use adapt::{AdaptPlugin, Pacing, PacingChanged, PacingStats};
 pub use collect::ReplicationPlugin;
 pub use inputs::InputPlugin;
-pub use limits::{LimitBroken, LimitSettings};
+pub use limits::{Doors, LimitBroken, LimitSettings};
 pub use links::{ClientAddress, LinkStats, LinkedOver};
+pub use listen::ServerApp;
 pub use messages::MessagePlugin;
 pub use send::SendPlugin;
 pub use sessions::SessionPlugin;
 pub use tokens::TokenData;
 
-pub(crate) use links::Links;
 pub(crate) use sessions::{Departures, Sessions};
 
 /// What a server can be told. Every field has a default.
@@ -43,10 +47,14 @@ pub(crate) use sessions::{Departures, Sessions};
 pub struct ServerConfig {
     /// Where to listen for UDP; nowhere by default.
     pub udp: Option<SocketAddr>,
+    /// Where and how to listen for WebSocket; nowhere by default. Who may connect, from where, under which addresses and
+    /// how many, is settled below for all transports.
+    #[cfg(feature = "websocket")]
+    pub websocket: Option<WsServerConfig>,
     /// Who may connect. By default everybody, unencrypted by any secret: for development, on this machine alone.
     pub auth: Auth,
-    /// Lets [`Auth::Insecure`] listen on addresses that other machines can reach. False by default: a server on which
-    /// nobody shows who they are is then for this machine only.
+    /// Lets [`Auth::Insecure`] listen on addresses that other machines can reach. False by default: a server without
+    /// authentication is then for this machine only.
     pub insecure_anywhere: bool,
     /// Checks who players are by what they show in their hello, such as a [JSON Web Token](crate::identity). By default
     /// nothing is asked for beyond the connect token.
@@ -69,6 +77,8 @@ pub struct ServerConfig {
     /// What happens when more wait. Default: a further one is [refused](crate::message::Undeliverable). While a client
     /// is away, the oldest are dropped instead, and it is told how many.
     pub when_full: WhenFull,
+    /// Sends each client what its link can carry, within these limits. By default everybody gets the same.
+    pub adaptive: Option<PacingSettings>,
     /// What a client, and an address, may send and open, and what happens when it is more.
     pub limits: LimitSettings,
     /// A client of which nothing is heard for this long is gone. Default 5 s: three times the longest stall that is
@@ -89,7 +99,10 @@ impl Default for ServerConfig {
     fn default() -> Self {
         Self {
             udp: None,
+            #[cfg(feature = "websocket")]
+            websocket: None,
             auth: Auth::Insecure,
+            insecure_anywhere: false,
             public_addresses: Vec::new(),
             tick_rate_hz: 60.0,
             send_rate_hz: 30.0,
@@ -100,6 +113,7 @@ impl Default for ServerConfig {
             resume_window: Duration::from_secs(300),
             outbox: OutboxLimits::SERVER,
             when_full: WhenFull::Refuse,
+            adaptive: None,
             limits: LimitSettings::default(),
             client_timeout: Duration::from_secs(5),
             hello_timeout: Duration::from_secs(5),
@@ -144,6 +158,22 @@ impl TandemServerPlugins {
         })
     }
 
+    /// Listens for WebSocket too, without TLS: for browsers, and where UDP is blocked. For TLS, a browser build to serve,
+    /// and other settings, see [`WsServerConfig`] and [`Self::with_config`].
+    ///
+    /// # Panics
+    ///
+    /// When `address` is not of the form `IP:PORT`.
+    #[cfg(feature = "websocket")]
+    #[must_use]
+    pub fn websocket(mut self, address: &str) -> Self {
+        let addr = address
+            .parse()
+            .unwrap_or_else(|_| panic!("`{address}` is not an address; write it as 0.0.0.0:5001"));
+        self.config.websocket = Some(WsServerConfig::new(addr));
+        self
+    }
+
     /// A server with settings of its own.
     pub fn with_config(config: ServerConfig) -> Self {
         Self { config }
@@ -153,7 +183,7 @@ impl TandemServerPlugins {
 impl PluginGroup for TandemServerPlugins {
     fn build(self) -> PluginGroupBuilder {
         let config = self.config;
-        PluginGroupBuilder::start::<Self>()
+        let mut group = PluginGroupBuilder::start::<Self>()
             .add(TickPlugin {
                 tick_rate_hz: config.tick_rate_hz,
             })
@@ -166,49 +196,14 @@ impl PluginGroup for TandemServerPlugins {
             .add(MessagePlugin)
             .add(SendPlugin {
                 config: config.clone(),
-            })
-            .add(UdpListener { config })
-    }
-}
-
-/// Opens the UDP socket that the configuration names.
-struct UdpListener {
-    config: ServerConfig,
-}
-
-impl Plugin for UdpListener {
-    fn build(&self, app: &mut App) {
-        let Some(addr) = self.config.udp else { return };
-        let bind = |transport_index| {
-            let config = UdpServerConfig {
-                transport_index,
-                auth: self.config.auth.clone(),
-                insecure_anywhere: self.config.insecure_anywhere,
-                public_addresses: self.config.public_addresses.clone(),
-                max_sessions: self.config.max_sessions,
-                client_timeout: self.config.client_timeout,
-                ..UdpServerConfig::new(addr)
-            };
-            UdpServer::bind(config).unwrap_or_else(|error| panic!("{error}"))
-        };
-        match self.config.conditions.clone() {
-            Some(conditions) => {
-                app.add_transport(|index| ConditionedServer::new(bind(index), conditions));
-            }
-            None => app.add_transport(bind),
+            });
+        if let Some(settings) = config.adaptive.clone() {
+            group = group.add(AdaptPlugin {
+                settings,
+                ..default()
+            });
         }
-    }
-}
-
-/// Adds transports to a server app.
-pub trait ServerApp {
-    /// Lets clients in through a further transport, which is made with the index that is to be part of its links' ids.
-    fn add_transport<T: ServerTransport>(&mut self, make: impl FnOnce(u8) -> T);
-}
-
-impl ServerApp for App {
-    fn add_transport<T: ServerTransport>(&mut self, make: impl FnOnce(u8) -> T) {
-        self.world_mut().get_resource_or_init::<Links>().add(make);
+        group.add(listen::Listeners { config })
     }
 }
 

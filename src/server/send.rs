@@ -5,6 +5,7 @@ use std::time::Duration;
 use bevy::prelude::*;
 
 use super::ServerConfig;
+use super::adapt::Pacing;
 use super::collect::Replication;
 use super::inputs::SessionInputs;
 use super::links::{Link, LinkStats, Links, SessionMail};
@@ -75,6 +76,8 @@ pub(super) struct Outgoing {
     pub view: View,
     /// When the client was last told everything.
     pub told_all: Tick,
+    /// Tick of the last snapshot.
+    sent: Tick,
 }
 
 impl Outgoing {
@@ -82,6 +85,7 @@ impl Outgoing {
         Self {
             view: View::new(now),
             told_all: now,
+            sent: now,
         }
     }
 }
@@ -93,6 +97,7 @@ fn send_snapshots(
         &mut SessionMail,
         &SessionInputs,
         &LinkStats,
+        Option<&Pacing>,
     )>,
     mut links: ResMut<Links>,
     replication: Res<Replication>,
@@ -106,12 +111,13 @@ fn send_snapshots(
 ) {
     let now = time.elapsed();
     cache.clear();
-    for (mut link, mut outgoing, mut mail, inputs, stats) in &mut sessions {
+    for (mut link, mut outgoing, mut mail, inputs, stats, pacing) in &mut sessions {
         let Link {
             id,
             peer,
             last_heard,
             last_sent,
+            bytes_out,
             ..
         } = &mut *link;
         let is_listening = now.saturating_sub(*last_heard) < QUIET_AFTER
@@ -120,14 +126,23 @@ fn send_snapshots(
         if stats.is_congested || !is_listening {
             continue;
         }
+        let (mut interval, mut max_bytes) = (schedule.interval, schedule.max_snapshot_bytes);
+        if let Some(pacing) = pacing {
+            interval = Ticks((interval.0 as f32 / pacing.rate).round() as u32);
+            max_bytes = (max_bytes as f32 * pacing.budget) as usize;
+            if tick.0.distance_from(outgoing.sent) < interval.0.cast_signed() {
+                continue;
+            }
+        }
+        outgoing.sent = tick.0;
         *last_sent = now;
         let mut to = links.over(now, *id);
         mail.0.pump(peer);
         let seq = peer.begin(now, &mut to);
         mail.0.tell_taken(peer, seq);
         let budget = SnapshotBudget {
-            max_bytes: schedule.max_snapshot_bytes.min(peer.room()),
-            resend_after: resend_after(stats, fixed.timestep(), schedule.interval),
+            max_bytes: max_bytes.min(peer.room()),
+            resend_after: resend_after(stats, fixed.timestep(), interval),
         };
         let report = inputs.buffer.newest().map(|newest| InputReport {
             newest,
@@ -153,6 +168,7 @@ fn send_snapshots(
         }
         peer.chunk(ChunkKind::Snapshot, snapshot.finish());
         peer.finish(&mut to);
+        *bytes_out += to.sent;
         for value in apart.drain(..) {
             let control = Control::Value {
                 net: value.net.0,

@@ -25,7 +25,7 @@ use crate::protocol::handshake::{
     fingerprint,
 };
 use crate::protocol::names::{validate_name, validate_version};
-use crate::protocol::reliable::{self, Taken};
+use crate::protocol::reliable::{self, OutboxLimits, Taken};
 use crate::protocol::resume::{ResumeKeys, ResumeToken};
 use crate::registry::Registry;
 use crate::schedule::{CurrentTick, TandemSystems};
@@ -307,17 +307,18 @@ fn join(
     }
     let addr = links.greeting.get(&link).and_then(|it| it.info.addr);
     if let Some(addr) = addr {
-        world.resource_mut::<Doors>().enter(addr.ip())?;
+        world.resource_mut::<Doors>().enter(now, addr.ip())?;
     }
     let Some(Greeting { mut peer, info, .. }) = forget_greeting(world, links, link) else {
         return Ok(());
     };
     let id = world.resource_mut::<Sessions>().allocate();
-    let (keys, token) = ResumeKeys::new(id.0, random());
+    let mut keys = ResumeKeys::new(id.0);
+    let token = keys.issue(random());
     welcome(world, &mut peer, id, token, None);
     let settings = &world.resource::<SessionSettings>().0;
     let mail = SessionMail(Mailbox::new(settings.outbox, settings.when_full));
-    let limits = Limits::new(settings, now);
+    let limits = Limits::new(&settings.limits);
     let session = world
         .spawn((
             Session {
@@ -356,16 +357,17 @@ fn resume(
         .copied()
         .ok_or(rejected(ResumeRejection::Expired))?;
     let known = world.get::<Identity>(session);
-    if known.is_some_and(|known| known.verified && known != identity) {
+    if known.is_some_and(|known| known.verified && !known.is_same_player(identity)) {
         return Err(rejected(ResumeRejection::OtherIdentity));
     }
     let Some(mut keys) = world.get_mut::<Keys>(session) else {
         return Err(rejected(ResumeRejection::Expired));
     };
-    let next = keys
-        .0
-        .redeem(token, random())
-        .map_err(|_| rejected(ResumeRejection::InvalidToken))?;
+    if let Err(error) = keys.0.redeem(token) {
+        debug!("somebody asks for session {session}: {error}");
+        return Err(rejected(ResumeRejection::InvalidToken));
+    }
+    let next = keys.0.issue(random());
     let mut receipts = Vec::new();
     let Some(mut mail) = world.get_mut::<SessionMail>(session) else {
         return Ok(());
@@ -411,7 +413,11 @@ fn resume(
         .entity_mut(session)
         .remove::<Away>()
         .insert(SessionInputs::default());
-    move_address(world, session, &info);
+    if let Some(mut limits) = world.get_mut::<Limits>(session) {
+        let backlog = OutboxLimits::CLIENT;
+        limits.allow_backlog(backlog.max_messages, backlog.max_bytes);
+    }
+    move_address(world, now, session, &info);
     attach(world, links, now, session, link, peer, &info);
     debug!("session {session} is back over {link}");
     let mut stats = world.resource_mut::<ServerStats>();
@@ -460,6 +466,7 @@ fn attach(
             kind: info.kind,
             last_heard: now,
             last_sent: now,
+            bytes_out: 0,
         },
         LinkedOver(info.kind),
         LinkStats::default(),
@@ -477,18 +484,16 @@ fn attach(
 }
 
 /// A session that came back from elsewhere counts there.
-fn move_address(world: &mut World, session: Entity, info: &PeerInfo) {
+fn move_address(world: &mut World, now: Duration, session: Entity, info: &PeerInfo) {
     let before: Option<IpAddr> = world.get::<ClientAddress>(session).map(|at| at.0.ip());
     let after = info.addr.map(|addr| addr.ip());
-    if before != after {
-        let mut doors = world.resource_mut::<Doors>();
-        if let Some(before) = before {
-            doors.leave(before);
-        }
-        if let Some(after) = after {
-            // One who was let in before is not turned away for where they come from now.
-            drop(doors.enter(after));
-        }
+    let mut doors = world.resource_mut::<Doors>();
+    match (before, after) {
+        (Some(before), Some(after)) => doors.change_address(now, before, after),
+        (Some(before), None) => doors.leave(before),
+        // One who was let in before is not turned away for where they come from now.
+        (None, Some(after)) => drop(doors.enter(now, after)),
+        (None, None) => {}
     }
 }
 
@@ -559,9 +564,9 @@ pub(super) fn expire(world: &mut World, links: &mut Links, now: Duration) {
 }
 
 /// The client has its new resume token.
-pub(super) fn confirm_token(world: &mut World, session: Entity) {
+pub(super) fn confirm_token(world: &mut World, session: Entity, receipt: u32) {
     if let Some(mut keys) = world.get_mut::<Keys>(session) {
-        keys.0.confirm();
+        keys.0.confirm(receipt);
     }
 }
 

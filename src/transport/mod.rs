@@ -6,6 +6,7 @@
 //!
 //! - [`udp`]: the internet, encrypted and authenticated by netcode 1.02 (`renetcode`).
 //! - [`ws`]: WebSocket, for browsers and for networks that block UDP.
+//! - `renet_bridge` (feature `bevy_renet`): the `RenetServer` and `RenetClient` of a game that has them.
 //! - [`local`]: two apps in one process, with an exactly repeatable network between them.
 //! - [`conditioner`]: makes any of them as bad as a real network.
 //!
@@ -16,10 +17,15 @@ use core::fmt;
 use core::net::SocketAddr;
 use core::time::Duration;
 
+use crate::protocol::handshake::DisconnectReason;
+
 pub mod conditioner;
 pub mod filter;
 pub mod local;
+#[cfg(all(feature = "bevy_renet", not(target_family = "wasm")))]
+pub mod renet_bridge;
 mod shared;
+#[cfg(not(target_family = "wasm"))]
 pub mod udp;
 #[cfg(feature = "websocket")]
 pub mod ws;
@@ -27,6 +33,7 @@ pub mod ws;
 pub use conditioner::{Conditioned, ConditionedServer, LinkConditions};
 pub use local::{LocalClient, LocalConnector, LocalServer};
 pub use shared::SharedBytes;
+#[cfg(not(target_family = "wasm"))]
 pub use udp::{UdpClient, UdpClientConfig, UdpServer, UdpServerConfig};
 
 /// The size to coalesce datagrams to, in bytes.
@@ -209,6 +216,20 @@ pub enum CloseReason {
     /// Something particular to the transport.
     #[error("{0}")]
     Transport(String),
+}
+
+impl From<CloseReason> for DisconnectReason {
+    fn from(reason: CloseReason) -> Self {
+        match reason {
+            CloseReason::ConnectTimedOut => Self::ConnectTimedOut,
+            CloseReason::TimedOut => Self::TimedOut,
+            CloseReason::Denied => Self::ServerFull,
+            CloseReason::Congested => Self::Congested,
+            CloseReason::Refused(reason) => Self::Unauthorised(reason),
+            CloseReason::TokenExpired => Self::Unauthorised(CloseReason::TokenExpired.to_string()),
+            other => Self::Link(other.to_string()),
+        }
+    }
 }
 
 /// Counters of one transport since it was made.

@@ -6,8 +6,10 @@
 //! what the other side can legally say: [`netcode`] on the raw datagram, [`renet`] on the renet
 //! packets inside it. The tests in each file show what the crate does with what its filter stops.
 
+#[cfg(not(target_family = "wasm"))]
 pub mod netcode;
 pub mod renet;
 
+#[cfg(not(target_family = "wasm"))]
 pub use self::netcode::{ConnectionRequest, Sender};
 pub use self::renet::{RenetFilter, RenetRejection};

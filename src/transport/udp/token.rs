@@ -177,10 +177,12 @@ impl TokenBuilder {
         if self.valid_for.as_secs() == 0 {
             return Err(TokenError::TooShort);
         }
+        let now = unix_time();
         ConnectToken::generate(
-            unix_time(),
+            now,
             self.protocol_id,
-            self.valid_for.as_secs(),
+            // It is added to the time.
+            self.valid_for.as_secs().min(u64::MAX - now.as_secs()),
             self.client_id,
             // Both ends have timeouts of their own.
             -1,
@@ -765,6 +767,10 @@ mod tests {
                 Err(TokenError::TooShort)
             ),
             "without time"
+        );
+        assert!(
+            issue(vec![addr()], Duration::MAX).is_ok(),
+            "until the end of time"
         );
     }
 }

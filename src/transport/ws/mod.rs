@@ -38,9 +38,13 @@ mod stats;
 mod tests;
 #[cfg(not(target_family = "wasm"))]
 mod tls;
+#[cfg(target_family = "wasm")]
+mod web;
 
 pub use config::{DEFAULT_PROTOCOL_ID, MAX_WAITING_BYTES, WsAuth, WsClientConfig};
 
+#[cfg(target_family = "wasm")]
+pub use web::{WsClient, WsConnectError};
 #[cfg(not(target_family = "wasm"))]
 pub use {
     client::{WsClient, WsConnectError},
