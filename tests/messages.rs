@@ -4,6 +4,8 @@ use bevy::ecs::entity::MapEntities;
 use bevy::prelude::*;
 use bevy_tandem::message::{MAX_CLIENT_MESSAGE_BYTES, MAX_SERVER_MESSAGE_BYTES, NetMessage};
 use bevy_tandem::prelude::*;
+use bevy_tandem::protocol::limits::SessionLimits;
+use bevy_tandem::server::LimitSettings;
 use bevy_tandem::testing::{TestClientId, TestNet};
 use serde::{Deserialize, Serialize};
 
@@ -94,7 +96,15 @@ fn channels_keep_their_promises_both_ways_on_a_bad_link() {
             reordering: 0.2,
             ..LinkConditions::mobile().with_seed(seed)
         };
-        let mut net = TestNet::new(game, link);
+        // More than the server lets clients say by default.
+        let config = ServerConfig {
+            limits: LimitSettings {
+                session: SessionLimits::UNLIMITED,
+                ..default()
+            },
+            ..default()
+        };
+        let mut net = TestNet::with_config(game, link, config);
         let ada = net.join("Ada");
         net.run(Ticks(300));
         let (mut up, mut down) = ([const { Vec::new() }; 3], [const { Vec::new() }; 3]);
