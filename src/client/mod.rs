@@ -161,7 +161,9 @@ impl TandemClientPlugins {
 
     #[cfg(target_family = "wasm")]
     fn over_udp(address: &str) -> ClientConfig {
-        panic!("browsers connect by WebSocket alone, so `{address}` must be written as ws://… or wss://…")
+        panic!(
+            "browsers connect by WebSocket alone, so `{address}` must be written as ws://… or wss://…"
+        )
     }
 
     /// A client with settings of its own.

@@ -40,7 +40,6 @@ pub use send::SendPlugin;
 pub use sessions::SessionPlugin;
 pub use tokens::TokenData;
 
-pub(crate) use links::Links;
 pub(crate) use sessions::{Departures, Sessions};
 
 /// What a server can be told. Every field has a default.
@@ -107,6 +106,7 @@ impl Default for ServerConfig {
             public_addresses: Vec::new(),
             tick_rate_hz: 60.0,
             send_rate_hz: 30.0,
+            insecure_anywhere: false,
             verifier: None,
             game_version: String::new(),
             max_sessions: 10_000,

@@ -43,6 +43,8 @@ mod web;
 
 pub use config::{DEFAULT_PROTOCOL_ID, MAX_WAITING_BYTES, WsAuth, WsClientConfig};
 
+#[cfg(target_family = "wasm")]
+pub use web::{WsClient, WsConnectError};
 #[cfg(not(target_family = "wasm"))]
 pub use {
     client::{WsClient, WsConnectError},
@@ -50,5 +52,3 @@ pub use {
     server::{WsBindError, WsServer, WsServerConfig},
     tls::{TlsError, TlsFiles},
 };
-#[cfg(target_family = "wasm")]
-pub use web::{WsClient, WsConnectError};
