@@ -274,7 +274,7 @@ fn measure(
     server: &mut impl Server,
     clients: &mut Clients,
 ) -> Figures {
-    let mut run = |server: &mut dyn Server, ticks: u32, sends: bool| {
+    let run = |server: &mut dyn Server, ticks: u32, sends: bool| {
         let mut pace = Pace::new(Instant::now(), TICK);
         for tick in 0..ticks {
             if sends && tick % TICKS_BETWEEN == 0 {
