@@ -7,7 +7,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::thread;
 use std::time::Duration;
 
-use support::relay::{Relay, Route};
+use support::relay::{Hole, Relay, Route};
 use support::{PATIENCE, wait_for};
 
 const LOOPBACK: SocketAddr =
@@ -87,10 +87,10 @@ fn datagrams_pass_both_ways() {
 fn in_a_hole_datagrams_vanish_both_ways_and_later_pass_again() {
     let net = Udp::new();
     let from = net.say_until_heard(1);
-    net.relay.set_hole(true);
+    net.relay.set_hole(Hole::Both);
     assert_eq!(net.say(2), None, "to the server");
     assert_eq!(net.answer(from, 3), None, "from the server");
-    net.relay.set_hole(false);
+    net.relay.set_hole(Hole::None);
     assert_eq!(net.say_until_heard(4), from, "from the same port as before");
     assert!(net.relay.stats().dropped >= 2, "counted");
 }
@@ -145,7 +145,7 @@ fn in_a_hole_a_connection_stays_open_and_later_loses_nothing() {
     client.write_all(b"before").expect("open");
     assert_eq!(read(&mut server, 6), b"before");
 
-    relay.set_hole(true);
+    relay.set_hole(Hole::Both);
     client
         .write_all(b"during")
         .expect("open, as far as anybody knows");
@@ -156,10 +156,24 @@ fn in_a_hole_a_connection_stays_open_and_later_loses_nothing() {
         ErrorKind::WouldBlock | ErrorKind::TimedOut
     ));
 
-    relay.set_hole(false);
+    relay.set_hole(Hole::None);
     server.set_read_timeout(Some(PATIENCE)).expect("a timeout");
     client.write_all(b" after").expect("open");
     assert_eq!(read(&mut server, 12), b"during after");
+}
+
+#[test]
+fn a_hole_from_the_server_lets_clients_be_heard() {
+    let (relay, mut client, mut server) = tcp();
+    relay.set_hole(Hole::FromServer);
+    client.write_all(b"up").expect("open");
+    assert_eq!(read(&mut server, 2), b"up");
+    server.write_all(b"down").expect("open, as far as it knows");
+    client.set_read_timeout(Some(SILENCE)).expect("a timeout");
+    client.read(&mut [0; 8]).expect_err("nothing arrives");
+    relay.set_hole(Hole::None);
+    client.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+    assert_eq!(read(&mut client, 4), b"down");
 }
 
 #[test]
@@ -167,7 +181,7 @@ fn a_hole_holds_little_of_what_is_sent_into_it() {
     let (relay, mut client, mut server) = tcp();
     client.write_all(b"x").expect("open");
     read(&mut server, 1);
-    relay.set_hole(true);
+    relay.set_hole(Hole::Both);
     client.set_nonblocking(true).expect("a mode");
     let (mut sent, mut stuck) = (0, 0);
     while stuck < 20 && sent < 64 << 20 {

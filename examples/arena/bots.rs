@@ -56,7 +56,7 @@ fn main() {
     let options = args::or_fail(Options::parse(Parser::from_env()));
     let signals = args::or_fail(Signals::listen());
     let mut crowd = Crowd::new(&options.plan);
-    crowd.play(options.seconds, || signals.any());
+    crowd.play(options.seconds, |_| signals.any());
     let result = crowd.report();
     crowd.leave();
 

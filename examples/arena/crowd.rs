@@ -140,11 +140,11 @@ impl Crowd {
         }
     }
 
-    /// Plays for so long, or until `stop` says so, asked once a frame.
+    /// Plays for so long, or until `stop` says so, asked once a frame with the crowd as it is.
     ///
     /// Links are cut, and numbers sent, only until shortly before the end, so that the end finds nothing half done. After
     /// `stop` that takes some seconds at most.
-    pub fn play(&mut self, limit: Option<Duration>, mut stop: impl FnMut() -> bool) {
+    pub fn play(&mut self, limit: Option<Duration>, mut stop: impl FnMut(&Self) -> bool) {
         self.started_at = Instant::now();
         let mut end = limit;
         let mut is_stopping = false;
@@ -152,7 +152,7 @@ impl Crowd {
         for slot in (0..SLOTS).cycle() {
             if slot == 0 {
                 let elapsed = self.started_at.elapsed();
-                if !is_stopping && stop() {
+                if !is_stopping && stop(self) {
                     is_stopping = true;
                     end = Some(
                         end.unwrap_or(Duration::MAX)

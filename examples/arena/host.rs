@@ -1,4 +1,6 @@
 //! The server as an app: what `serve` runs, and `play` on a thread of its own.
+// Each program uses its part of this.
+#![allow(dead_code)]
 
 use std::net::{SocketAddr, UdpSocket};
 

@@ -84,7 +84,7 @@ fn host_match() -> SocketAddr {
             churn_per_minute: 0.0,
             back_end: None,
         };
-        Crowd::new(&plan).play(None, || false);
+        Crowd::new(&plan).play(None, |_| false);
     });
     address
 }

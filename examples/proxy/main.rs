@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use bevy_tandem::headless::{Signals, args};
 use lexopt::{Parser, ValueExt};
 
-use relay::{Relay, Route};
+use relay::{Hole, Relay, Route};
 
 const USAGE: &str = "\
 usage: cargo proxy [--udp ADDR --udp-to SERVER] [--tcp ADDR --tcp-to SERVER] [--seconds S]
@@ -55,8 +55,8 @@ fn main() {
         while let Some((at, deed)) = plan.next_if(|&(at, _)| started.elapsed() >= at) {
             println!("{:.1} s: {deed:?}", at.as_secs_f64());
             match deed {
-                Deed::OpenHole => relay.set_hole(true),
-                Deed::CloseHole => relay.set_hole(false),
+                Deed::OpenHole => relay.set_hole(Hole::Both),
+                Deed::CloseHole => relay.set_hole(Hole::None),
                 Deed::Cut => relay.cut(),
                 Deed::Rebind => relay.rebind(),
             }

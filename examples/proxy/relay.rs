@@ -33,6 +33,36 @@ pub struct Route {
     pub server: SocketAddr,
 }
 
+/// What gets through a relay.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Hole {
+    /// Everything.
+    #[default]
+    None,
+    /// Nothing, either way. Datagrams vanish. TCP connections stay open, and what was on its way arrives when the hole
+    /// closes. Nobody is told.
+    Both,
+    /// The same for what comes from the server alone: its clients are heard, and do not read.
+    FromServer,
+}
+
+/// Which way something goes.
+#[derive(Clone, Copy, Debug)]
+enum Way {
+    ToServer,
+    FromServer,
+}
+
+impl Hole {
+    fn swallows(self, way: Way) -> bool {
+        match self {
+            Self::None => false,
+            Self::Both => true,
+            Self::FromServer => matches!(way, Way::FromServer),
+        }
+    }
+}
+
 /// A running relay. Stops when dropped.
 pub struct Relay {
     shared: Arc<Shared>,
@@ -58,8 +88,8 @@ pub struct RelayStats {
 }
 
 struct Shared {
-    /// Whether what arrives now is swallowed.
-    hole: watch::Sender<bool>,
+    /// What is swallowed now.
+    hole: watch::Sender<Hole>,
     udp_clients: Mutex<HashMap<SocketAddr, UdpClient>>,
     tcp_connections: Mutex<Vec<TcpConnection>>,
     counts: Counts,
@@ -107,7 +137,7 @@ impl Relay {
             .enable_all()
             .build()?;
         let shared = Arc::new(Shared {
-            hole: watch::Sender::new(false),
+            hole: watch::Sender::new(Hole::None),
             udp_clients: Mutex::default(),
             tcp_connections: Mutex::default(),
             counts: Counts::default(),
@@ -143,10 +173,9 @@ impl Relay {
         self.tcp
     }
 
-    /// Opens or closes a black hole. While it is open, datagrams vanish, and TCP connections stay open without anything
-    /// getting through; what was on its way then arrives when the hole closes. Nobody is told.
-    pub fn set_hole(&self, is_open: bool) {
-        self.shared.hole.send_replace(is_open);
+    /// Opens or closes a black hole.
+    pub fn set_hole(&self, hole: Hole) {
+        self.shared.hole.send_replace(hole);
     }
 
     /// Resets all TCP connections that there are. UDP has none.
@@ -186,14 +215,15 @@ impl Drop for Relay {
 }
 
 impl Shared {
-    fn is_hole(&self) -> bool {
-        *self.hole.borrow()
+    fn swallows(&self, way: Way) -> bool {
+        self.hole.borrow().swallows(way)
     }
 
-    /// Returns when there is no hole, at once if there is none now.
-    async fn pass(&self) {
-        // The sender lives as long as `self`.
-        let _ = self.hole.subscribe().wait_for(|is_open| !is_open).await;
+    /// Returns when there is no hole that way, at once if there is none now.
+    async fn pass(&self, way: Way) {
+        let mut hole = self.hole.subscribe();
+        // No error: the sender lives as long as `self`.
+        let _ = hole.wait_for(|hole| !hole.swallows(way)).await;
     }
 
     fn count_forwarded(&self) {
@@ -212,7 +242,7 @@ async fn relay_udp(shared: Arc<Shared>, socket: Arc<UdpSocket>, server: SocketAd
         let Ok((length, client)) = socket.recv_from(&mut buffer).await else {
             continue;
         };
-        if shared.is_hole() {
+        if shared.swallows(Way::ToServer) {
             shared.count_dropped();
             continue;
         }
@@ -282,7 +312,9 @@ async fn answer(
             tokio::time::sleep(Duration::from_millis(10)).await;
             continue;
         };
-        if !shared.is_hole() && socket.try_send_to(&buffer[..length], client).is_ok() {
+        if !shared.swallows(Way::FromServer)
+            && socket.try_send_to(&buffer[..length], client).is_ok()
+        {
             shared.count_forwarded();
         } else {
             shared.count_dropped();
@@ -292,7 +324,7 @@ async fn answer(
 
 async fn relay_tcp(shared: Arc<Shared>, listener: TcpListener, server: SocketAddr) {
     loop {
-        shared.pass().await;
+        shared.pass(Way::ToServer).await;
         let Ok((client, _)) = listener.accept().await else {
             // Out of file descriptors, most likely.
             tokio::time::sleep(Duration::from_millis(50)).await;
@@ -347,15 +379,16 @@ async fn carry(
     let _ = client.set_nodelay(true);
     let _ = upstream.set_nodelay(true);
 
-    // Its end is part of this one's: dropped together, when aborted.
-    let mut up = tokio::task::JoinSet::new();
-    up.spawn(pump(
+    // They end with this task.
+    let mut pumps = tokio::task::JoinSet::new();
+    pumps.spawn(pump(
         Arc::clone(&shared),
+        Way::ToServer,
         Arc::clone(&client),
         Arc::clone(&upstream),
     ));
-    up.spawn(pump(shared, upstream, client));
-    while let Some(result) = up.join_next().await {
+    pumps.spawn(pump(shared, Way::FromServer, upstream, client));
+    while let Some(result) = pumps.join_next().await {
         if matches!(result, Ok(Err(_))) {
             // One side has reset its connection: so is the other's.
             for stream in lock(&streams).iter() {
@@ -368,14 +401,19 @@ async fn carry(
 }
 
 /// Carries bytes one way until their end, which it passes on.
-async fn pump(shared: Arc<Shared>, from: Arc<TcpStream>, to: Arc<TcpStream>) -> io::Result<()> {
+async fn pump(
+    shared: Arc<Shared>,
+    way: Way,
+    from: Arc<TcpStream>,
+    to: Arc<TcpStream>,
+) -> io::Result<()> {
     let mut buffer = vec![0; CHUNK_BYTES];
     loop {
         let length = from
             .async_io(Interest::READABLE, || from.try_read(&mut buffer))
             .await?;
         // What was read before the hole opened waits here, and nothing more is read: the sender's window fills up.
-        shared.pass().await;
+        shared.pass(way).await;
         if length == 0 {
             return SockRef::from(&*to).shutdown(std::net::Shutdown::Write);
         }
