@@ -197,12 +197,7 @@ fn an_expired_jwt_is_refused() {
 
 #[test]
 fn a_jwt_that_does_not_expire_is_refused() {
-    for exp in [
-        Value::Null,
-        json!("tomorrow"),
-        json!(true),
-        json!(-1),
-    ] {
+    for exp in [Value::Null, json!("tomorrow"), json!(true), json!(-1)] {
         assert_eq!(
             outcome(json!({ "exp": exp })),
             Err(IdentityError::Untrusted(Distrust::Expiry)),
