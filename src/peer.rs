@@ -31,8 +31,9 @@ pub(crate) use crate::transport::MAX_DATAGRAM_BYTES;
 pub(crate) const CONTROL_CHANNEL: u8 = 0;
 const CHANNELS: u8 = 4;
 
-/// What a client may keep in flight on a channel, and so make the server hold.
-const CLIENT_CHANNEL_BYTES: usize = 64 << 10;
+/// What a client may keep in flight on a channel, and so make the server hold: a window of its numbered messages, with
+/// their numbers, and some more.
+const CLIENT_CHANNEL_BYTES: usize = 96 << 10;
 /// What a server may keep in flight on a channel to one client.
 const SERVER_CHANNEL_BYTES: usize = 5 << 20;
 /// Unacknowledged messages are sent again after this. Longer than most round trips, so that few are sent twice.

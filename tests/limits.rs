@@ -219,11 +219,7 @@ fn a_bad_link_is_sent_less_and_a_good_one_all_again() {
     let snapshots = |net: &mut TestNet, seconds: u32| {
         let before = net.client(ada).world().resource::<ClientStats>().snapshots;
         for _ in 0..seconds * 60 {
-            net.server
-                .world_mut()
-                .get_mut::<Health>(mover)
-                .unwrap()
-                .0 += 1;
+            net.server.world_mut().get_mut::<Health>(mover).unwrap().0 += 1;
             net.run(Ticks(1));
         }
         let after = net.client(ada).world().resource::<ClientStats>().snapshots;
@@ -277,9 +273,7 @@ fn a_server_that_goes_says_when_and_lets_nobody_in() {
     let ada = net.join("Ada");
     net.run(Ticks(60));
     let grace = Duration::from_secs(2);
-    net.server
-        .world_mut()
-        .trigger(ShutdownRequested { grace });
+    net.server.world_mut().trigger(ShutdownRequested { grace });
     net.run(Ticks(10));
     assert_eq!(client_log(&mut net, ada).closing, [grace]);
     let bob = net.join("Bob");

@@ -2,17 +2,25 @@
 #![allow(dead_code)]
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use bevy::prelude::*;
+use bevy_tandem::client::{ResumeFinished, ResumeOutcome};
 use bevy_tandem::headless::Pace;
 use bevy_tandem::headless::report::ClientsReport;
 use bevy_tandem::histogram::Histogram;
 use bevy_tandem::prelude::*;
+use bevy_tandem::transport::TransportKind;
+use bevy_tandem::transport::udp::token::TokenBuilder;
+use bevy_tandem::transport::udp::{ClientAuth, UdpClientConfig};
+use bevy_tandem::transport::ws::WsClientConfig;
+use fastrand::Rng;
 
 use crate::brain::BrainPlugin;
 use crate::game;
+use crate::ledger::{self, Ledger, LedgerPlugin, Ships};
 
 /// A frame of each client. As long as a tick, as on a common screen.
 const FRAME: Duration = Duration::from_nanos(1_000_000_000 / 60);
@@ -23,6 +31,10 @@ const STARTS_PER_SLOT: usize = 1;
 /// Measurements of the connection are taken this often, and not before a client has settled.
 const SAMPLE_EVERY: Duration = Duration::from_millis(250);
 const SETTLING: Duration = Duration::from_secs(2);
+/// No link is cut in this last part of a run, so that all have time to come back.
+const CALM: Duration = Duration::from_secs(5);
+/// Until all have started, and more.
+const TOKEN_LIFE: Duration = Duration::from_secs(300);
 
 const NAMES: [&str; 24] = [
     "Ada", "Grace", "Alan", "Edsger", "Barbara", "Donald", "Hedy", "Claude", "Radia", "Ken",
@@ -33,12 +45,46 @@ const NAMES: [&str; 24] = [
 /// How a crowd plays.
 #[derive(Clone, Debug)]
 pub struct CrowdPlan {
-    pub server: SocketAddr,
+    /// How to reach the server. Clients take turns.
+    pub ways: Vec<Way>,
     pub count: usize,
     pub seed: u64,
     pub still: bool,
     /// Of each client's link, in both directions.
     pub conditions: LinkConditions,
+    /// How often each client cuts its link and comes back, in a minute.
+    pub churn_per_minute: f64,
+    /// Makes tokens, where the server asks for them.
+    pub back_end: Option<BackEnd>,
+}
+
+/// Who says who the players are: here, the crowd itself.
+#[derive(Clone, Debug)]
+pub struct BackEnd {
+    /// Shared with the server.
+    pub key: [u8; 32],
+    /// What tokens name as the server's address.
+    pub server: SocketAddr,
+}
+
+/// How to reach a server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Way {
+    Udp(SocketAddr),
+    WebSocket {
+        url: String,
+        /// Trusted beside the usual ones: for servers with a certificate of their own.
+        ca: Option<PathBuf>,
+    },
+}
+
+impl Way {
+    fn kind(&self) -> TransportKind {
+        match self {
+            Self::Udp(_) => TransportKind::Udp,
+            Self::WebSocket { .. } => TransportKind::WebSocket,
+        }
+    }
 }
 
 /// Clients without persons or windows.
@@ -52,21 +98,38 @@ pub struct Crowd {
 
 struct Client {
     app: App,
+    kind: TransportKind,
     connected_at: Option<Instant>,
     next_sample_at: Instant,
+    churn: Option<Churn>,
 }
 
-/// Connections this client lost, or failed to make.
+/// What became of a client's links.
 #[derive(Resource, Default)]
-struct Losses(u64);
+struct Links {
+    /// Sessions that this client lost, or could not begin.
+    disconnects: u64,
+    cuts: u64,
+    resumed: u64,
+    resynced: u64,
+    rejected: u64,
+    resume_ms: Histogram,
+}
 
 impl Crowd {
     pub fn new(plan: &CrowdPlan) -> Self {
         let started_at = Instant::now();
-        let clients = (0..plan.count).map(|index| Client {
-            app: client(plan, index),
-            connected_at: None,
-            next_sample_at: started_at,
+        let clients = (0..plan.count).map(|index| {
+            let way = &plan.ways[index % plan.ways.len()];
+            let seed = plan.seed.wrapping_add(index as u64);
+            Client {
+                app: client(plan, way, index, seed),
+                kind: way.kind(),
+                connected_at: None,
+                next_sample_at: started_at,
+                churn: (plan.churn_per_minute > 0.0)
+                    .then(|| Churn::new(seed, plan.churn_per_minute)),
+            }
         });
         Self {
             clients: clients.collect(),
@@ -77,13 +140,37 @@ impl Crowd {
         }
     }
 
-    /// Plays until `done` says so, asked once a frame.
-    pub fn play_until(&mut self, mut done: impl FnMut(Duration) -> bool) {
+    /// Plays for so long, or until `stop` says so, asked once a frame.
+    ///
+    /// Links are cut, and numbers sent, only until shortly before the end, so that the end finds nothing half done. After
+    /// `stop` that takes some seconds at most.
+    pub fn play(&mut self, limit: Option<Duration>, mut stop: impl FnMut() -> bool) {
         self.started_at = Instant::now();
+        let mut end = limit;
+        let mut is_stopping = false;
         let mut pace = Pace::new(self.started_at, FRAME / SLOTS as u32);
         for slot in (0..SLOTS).cycle() {
-            if slot == 0 && done(self.started_at.elapsed()) {
-                return;
+            if slot == 0 {
+                let elapsed = self.started_at.elapsed();
+                if !is_stopping && stop() {
+                    is_stopping = true;
+                    end = Some(
+                        end.unwrap_or(Duration::MAX)
+                            .min(elapsed + ledger::UNDER_WAY),
+                    );
+                }
+                let left = end.map_or(Duration::MAX, |end| end.saturating_sub(elapsed));
+                if left.is_zero() || is_stopping && self.is_settled() {
+                    return;
+                }
+                if left <= CALM {
+                    self.clients
+                        .iter_mut()
+                        .for_each(|client| client.churn = None);
+                }
+                if left <= ledger::UNDER_WAY {
+                    self.close_ledgers();
+                }
             }
             self.started = (self.started + STARTS_PER_SLOT).min(self.clients.len());
             self.step_slot(slot);
@@ -91,6 +178,21 @@ impl Crowd {
                 thread::sleep(sleep);
             }
         }
+    }
+
+    fn close_ledgers(&mut self) {
+        for client in &mut self.clients {
+            client.app.world_mut().resource_mut::<Ledger>().is_closed = true;
+        }
+    }
+
+    /// Whether nothing is under way, and nobody is trying to come back.
+    fn is_settled(&self) -> bool {
+        self.clients.iter().all(|client| {
+            let world = client.app.world();
+            let is_away = world.resource::<Connection>().state() == ConnectionState::Reconnecting;
+            !is_away && world.resource::<Ledger>().is_settled()
+        })
     }
 
     /// Disconnects, and sees to it that the server hears of it.
@@ -117,19 +219,39 @@ impl Crowd {
             ..default()
         };
         let mut sum = ClientStats::default();
+        let mut resume_ms = Histogram::default();
         let mut client_seconds = 0.0;
         for client in &self.clients {
+            let world = client.app.world();
+            let transport = report
+                .transports
+                .entry(client.kind.to_string())
+                .or_default();
+            let links = world.resource::<Links>();
+            transport.requested += 1;
             let Some(connected_at) = client.connected_at else {
                 continue;
             };
-            let stats = client.app.world().resource::<ClientStats>();
-            report.connected += 1;
-            report.disconnects += client.app.world().resource::<Losses>().0;
+            let stats = world.resource::<ClientStats>();
+            let ledger = world.resource::<Ledger>();
             client_seconds += (now - connected_at).as_secs_f64();
-            sum.transport.bytes_in += stats.transport.bytes_in;
-            sum.transport.bytes_out += stats.transport.bytes_out;
-            sum.transport.datagrams_in += stats.transport.datagrams_in;
-            sum.transport.datagrams_out += stats.transport.datagrams_out;
+            transport.connected += 1;
+            transport.disconnects += links.disconnects;
+            transport.cuts += links.cuts;
+            transport.resumed += links.resumed;
+            transport.resynced += links.resynced;
+            transport.rejected += links.rejected;
+            transport.reliable_lost += ledger.lost(world.resource::<Time<Real>>().elapsed());
+            transport.bytes_down += stats.transport.bytes_in;
+            transport.bytes_up += stats.transport.bytes_out;
+            transport.snapshots += stats.snapshots;
+            report.reliable_sent += ledger.sent();
+            report.reliable_echoed += ledger.echoed;
+            report.reliable_duplicated += ledger.duplicated;
+            report.reliable_reordered += ledger.reordered;
+            report.respawned += world.resource::<Ships>().respawned;
+            resume_ms.merge(&links.resume_ms);
+            sum.transport = sum.transport + stats.transport;
             sum.snapshots += stats.snapshots;
             sum.frames += stats.frames;
             sum.starved_frames += stats.starved_frames;
@@ -139,6 +261,16 @@ impl Crowd {
             sum.inputs_late += stats.inputs_late;
             sum.prediction_error.merge(&stats.prediction_error);
         }
+        for transport in report.transports.values() {
+            report.connected += transport.connected;
+            report.disconnects += transport.disconnects;
+            report.cuts += transport.cuts;
+            report.resumed += transport.resumed;
+            report.resynced += transport.resynced;
+            report.rejected += transport.rejected;
+            report.reliable_lost += transport.reliable_lost;
+        }
+        report.resume_ms = (&resume_ms).into();
         let per_client_s = |total: u64| total as f64 / client_seconds.max(1e-9);
         let ratio = |part: u64, whole: u64| part as f64 / whole.max(1) as f64;
         report.bytes_down_per_client_s = per_client_s(sum.transport.bytes_in);
@@ -158,8 +290,8 @@ impl Crowd {
         let started = &mut self.clients[..self.started];
         for client in started.iter_mut().skip(slot).step_by(SLOTS) {
             client.app.update();
-            client.note_connection();
             let now = Instant::now();
+            client.note_connection(now);
             let is_settled = client.connected_at.is_some_and(|at| now - at > SETTLING);
             if is_settled && now >= client.next_sample_at {
                 client.next_sample_at = now + SAMPLE_EVERY;
@@ -173,46 +305,153 @@ impl Crowd {
 }
 
 impl Client {
-    fn note_connection(&mut self) {
-        let connection = self.app.world().resource::<Connection>();
-        if connection.state() == ConnectionState::Connected {
-            self.connected_at.get_or_insert_with(Instant::now);
+    fn note_connection(&mut self, now: Instant) {
+        let world = self.app.world_mut();
+        if world.resource::<Connection>().state() != ConnectionState::Connected {
+            return;
+        }
+        let since = now - *self.connected_at.get_or_insert(now);
+        if self.churn.as_mut().is_some_and(|churn| churn.is_due(since)) {
+            world.cut_link();
+            world.resource_mut::<Links>().cuts += 1;
         }
     }
 }
 
-fn client(plan: &CrowdPlan, index: usize) -> App {
+/// When a client cuts its link.
+#[derive(Debug)]
+struct Churn {
+    rng: Rng,
+    mean: Duration,
+    next: Duration,
+}
+
+impl Churn {
+    fn new(seed: u64, per_minute: f64) -> Self {
+        // Not the sequence by which the same bot moves.
+        let mut rng = Rng::with_seed(!seed);
+        let mean = Duration::from_secs_f64(60.0 / per_minute);
+        // So that they do not all wait for the first cut, as a crowd that has come together would.
+        let next = mean.mul_f64(rng.f64());
+        Self { rng, mean, next }
+    }
+
+    /// Whether a client that has first connected so long ago is to lose its link now. Each cut is due once.
+    fn is_due(&mut self, since: Duration) -> bool {
+        if since < self.next {
+            return false;
+        }
+        while self.next <= since {
+            self.next += self.mean.mul_f64(0.5 + self.rng.f64());
+        }
+        true
+    }
+}
+
+fn client(plan: &CrowdPlan, way: &Way, index: usize, seed: u64) -> App {
     let name = match NAMES.get(index) {
         Some(name) => (*name).to_string(),
         None => format!("{} {}", NAMES[index % NAMES.len()], index / NAMES.len() + 1),
     };
-    let seed = plan.seed.wrapping_add(index as u64);
+    let conditions = LinkConditions {
+        seed,
+        ..plan.conditions.clone()
+    };
     let mut app = App::new();
     app.add_plugins((
         MinimalPlugins,
-        TandemClientPlugins::connect(&plan.server.to_string())
+        TandemClientPlugins::with_config(config(plan, way, index))
             .named(name)
-            .conditioned(LinkConditions {
-                seed,
-                ..plan.conditions.clone()
-            }),
+            .conditioned(conditions),
         game::game,
+        LedgerPlugin,
         BrainPlugin {
             seed,
             still: plan.still,
         },
     ))
-    .init_resource::<Losses>()
-    .add_observer(mourn);
+    .init_resource::<Links>()
+    .add_observer(mourn)
+    .add_observer(note_return);
     app.finish();
     app.cleanup();
     app
 }
 
-/// Says why a connection ended, unless this side ended it.
-fn mourn(disconnected: On<Disconnected>, mut losses: ResMut<Losses>) {
+fn config(plan: &CrowdPlan, way: &Way, index: usize) -> ClientConfig {
+    let token = plan.back_end.as_ref().map(|back_end| {
+        TokenBuilder::new(index as u64, vec![back_end.server])
+            .valid_for(TOKEN_LIFE)
+            .issue(&back_end.key)
+            .expect("one address and some seconds are a token")
+    });
+    match way {
+        Way::Udp(server) => ClientConfig {
+            udp: Some(match token {
+                Some(token) => ClientAuth::Token(Box::new(token)),
+                None => UdpClientConfig::insecure(*server).auth,
+            }),
+            ..default()
+        },
+        Way::WebSocket { url, ca } => {
+            let mut config = WsClientConfig {
+                ca: ca.clone(),
+                ..WsClientConfig::new(url)
+            };
+            if let Some(token) = &token {
+                config.auth = token.into();
+            }
+            ClientConfig {
+                websocket: Some(config),
+                ..default()
+            }
+        }
+    }
+}
+
+/// Says why a session ended, unless this side ended it.
+fn mourn(disconnected: On<Disconnected>, mut links: ResMut<Links>) {
     if disconnected.reason != DisconnectReason::ClientLeft {
-        losses.0 += 1;
+        links.disconnects += 1;
         eprintln!("a bot was disconnected: {}", disconnected.reason);
+    }
+}
+
+fn note_return(finished: On<ResumeFinished>, mut links: ResMut<Links>) {
+    match finished.outcome {
+        ResumeOutcome::Resumed => links.resumed += 1,
+        ResumeOutcome::Resynced { .. } => links.resynced += 1,
+        ResumeOutcome::Rejected(_) => links.rejected += 1,
+    }
+    links.resume_ms.record(finished.took.as_secs_f64() * 1e3);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn churn_comes_as_often_as_planned_and_at_other_times_for_each() {
+        let cuts = |seed| {
+            let mut churn = Churn::new(seed, 6.0);
+            (0..60 * 600)
+                .filter(|&frame| churn.is_due(FRAME * frame))
+                .collect::<Vec<_>>()
+        };
+        let (ada, grace) = (cuts(1), cuts(2));
+        assert!(
+            (50..=70).contains(&ada.len()),
+            "{} in ten minutes",
+            ada.len()
+        );
+        assert_ne!(ada, grace);
+        assert_eq!(ada, cuts(1), "the same again from the same seed");
+    }
+
+    #[test]
+    fn a_client_that_was_away_when_a_cut_was_due_makes_up_for_one_only() {
+        let mut churn = Churn::new(1, 60.0);
+        assert!(churn.is_due(Duration::from_secs(30)));
+        assert!(!churn.is_due(Duration::from_secs(30)));
     }
 }

@@ -141,6 +141,18 @@ pub struct Destroyed {
     pub victim: u32,
 }
 
+/// A number by which a client finds out whether messages are lost. The server answers each with an [`Echo`].
+#[derive(Message, Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Ping {
+    pub number: u32,
+}
+
+/// The answer to a [`Ping`], with its number.
+#[derive(Message, Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Echo {
+    pub number: u32,
+}
+
 /// What both sides must agree on: what is sent, how, and how the world moves.
 pub fn game(app: &mut App) {
     app.add_input::<Pilot>();
@@ -169,7 +181,9 @@ pub fn game(app: &mut App) {
     app.replicate::<Score>();
     app.replicate::<Debris>();
     app.protocol()
-        .add_message::<Destroyed>(Channel::ReliableUnordered);
+        .add_message::<Destroyed>(Channel::ReliableUnordered)
+        .add_message::<Ping>(Channel::ReliableOrdered)
+        .add_message::<Echo>(Channel::ReliableOrdered);
 
     app.add_systems(FixedUpdate, (respawn, steer, fire).chain().in_set(Moves));
 }
@@ -244,6 +258,7 @@ fn fire(
 /// What only the server decides: who plays, who is hit, who scores.
 pub fn referee(app: &mut App) {
     app.add_systems(FixedUpdate, (fly, repair).chain().after(Moves))
+        .add_systems(Update, echo)
         .add_observer(enter);
 }
 
@@ -330,6 +345,17 @@ fn repair(mut ships: Query<(&Respawn, &mut Health)>, tick: Res<CurrentTick>) {
         if respawn.at == tick.0 {
             health.0 = FULL_HEALTH;
         }
+    }
+}
+
+fn echo(mut pings: MessageReader<FromClient<Ping>>, mut echoes: MessageWriter<ToClients<Echo>>) {
+    for &FromClient { session, message } in pings.read() {
+        echoes.write(ToClients {
+            to: Target::Session(session),
+            message: Echo {
+                number: message.number,
+            },
+        });
     }
 }
 

@@ -1,7 +1,7 @@
 //! The arena in a window.
 //!
 //!     cargo play                                    a match against bots, on this machine
-//!     cargo play --connect ADDR [--name NAME]       a match elsewhere
+//!     cargo play --connect ADDR [--name NAME]       a match elsewhere; an address, or ws:// or wss:// and a host
 //!
 //! WASD steers, the mouse aims, its left button fires, F1 shows what the network does.
 
@@ -9,6 +9,7 @@ mod brain;
 mod crowd;
 mod game;
 mod host;
+mod ledger;
 mod map;
 mod view;
 
@@ -24,13 +25,14 @@ use bevy_tandem::prelude::*;
 use lexopt::{Parser, ValueExt};
 
 use brain::BrainPlugin;
-use crowd::{Crowd, CrowdPlan};
+use crowd::{Crowd, CrowdPlan, Way};
 use view::ViewPlugin;
 
 const USAGE: &str = "\
 usage: cargo play [--connect ADDR] [--name NAME]
 
-  --connect ADDR  join this server; by default a match with bots is hosted here
+  --connect ADDR  join this server: 192.0.2.1:5000, or wss://game.example.org; by default a match with bots is
+                  hosted here
   --name NAME     what others see; your login name by default";
 const BOTS: usize = 6;
 
@@ -41,12 +43,12 @@ fn main() -> AppExit {
             "there is no display (neither DISPLAY nor WAYLAND_DISPLAY is set); `cargo serve` needs none",
         );
     }
-    let server = options.connect.unwrap_or_else(host_match);
+    let server = options.connect.unwrap_or_else(|| host_match().to_string());
 
     let mut app = App::new();
     app.add_plugins((
         DefaultPlugins.set(view::window()).set(view::assets()),
-        TandemClientPlugins::connect(&server.to_string()).named(options.name),
+        TandemClientPlugins::connect(&server).named(options.name),
         game::game,
         ViewPlugin {
             screenshot: options.screenshot,
@@ -67,16 +69,22 @@ fn host_match() -> SocketAddr {
     println!(
         "Hosting on {address}. Others on this machine join with: cargo play --connect {address}"
     );
-    thread::spawn(move || host::server(address, 0, HeadlessPlugin::default()).run());
+    let config = ServerConfig {
+        udp: Some(address),
+        ..default()
+    };
+    thread::spawn(move || host::server(config, 0, HeadlessPlugin::default()).run());
     thread::spawn(move || {
         let plan = CrowdPlan {
-            server: address,
+            ways: vec![Way::Udp(address)],
             count: BOTS,
             seed: 1,
             still: false,
             conditions: LinkConditions::default(),
+            churn_per_minute: 0.0,
+            back_end: None,
         };
-        Crowd::new(&plan).play_until(|_| false);
+        Crowd::new(&plan).play(None, || false);
     });
     address
 }
@@ -84,7 +92,7 @@ fn host_match() -> SocketAddr {
 /// The usual address, or another on this machine if that one is taken.
 fn free_address() -> SocketAddr {
     let usual = host::default_address();
-    if host::listen_error(usual).is_none() {
+    if UdpSocket::bind(usual).is_ok() {
         return usual;
     }
     let any = SocketAddr::from(([127, 0, 0, 1], 0));
@@ -101,7 +109,8 @@ fn has_display() -> bool {
 
 #[derive(Debug)]
 struct Options {
-    connect: Option<SocketAddr>,
+    /// Where [`TandemClientPlugins::connect`] connects to.
+    connect: Option<String>,
     name: String,
     /// For looking at the game without hands: a bot plays for the person.
     autopilot: bool,
@@ -117,7 +126,7 @@ impl Options {
         let mut seconds = Duration::from_secs(10);
         while let Some(arg) = parser.next()? {
             match arg {
-                Long("connect") => connect = Some(parser.value()?.parse()?),
+                Long("connect") => connect = Some(args::server(&mut parser)?),
                 Long("name") => name = parser.value()?.string()?,
                 Long("autopilot") => autopilot = true,
                 Long("screenshot") => screenshot = Some(PathBuf::from(parser.value()?)),
@@ -146,6 +155,8 @@ mod tests {
     fn mistakes_are_answered_in_one_line() {
         for line in [
             &["--connect", "home"][..],
+            &["--connect", "http://home"],
+            &["--connect", "ws://"],
             &["--name", ""],
             &["--name", "far too long for anybody to want to read"],
             &["--port", "1"],

@@ -1,6 +1,8 @@
 //! A dedicated server for the arena: no window, no renderer.
 //!
-//!     cargo serve [--udp ADDR] [--seconds S] [--statics N] [--report FILE]
+//!     cargo serve [--udp ADDR] [--ws ADDR [--tls-cert FILE --tls-key FILE] [--web DIR]]
+//!                 [--key FILE [--public ADDR]] [--insecure] [--resume-window S] [--seconds S] [--statics N]
+//!                 [--report FILE]
 //!
 //! Ctrl-C and SIGTERM tell the players and leave.
 
@@ -8,43 +10,71 @@ mod game;
 mod host;
 mod map;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use bevy::log::LogPlugin;
 use bevy::prelude::*;
 use bevy_tandem::headless::{HeadlessPlugin, args};
+use bevy_tandem::prelude::*;
+use bevy_tandem::transport::udp::{Auth, token};
+use bevy_tandem::transport::ws::{TlsFiles, WsServerConfig};
 use lexopt::{Parser, ValueExt};
 
 const USAGE: &str = "\
-usage: cargo serve [--udp ADDR] [--seconds S] [--statics N] [--report FILE]
+usage: cargo serve [--udp ADDR] [--ws ADDR [--tls-cert FILE --tls-key FILE] [--web DIR]]
+                   [--key FILE [--public ADDR]] [--insecure] [--resume-window S] [--seconds S] [--statics N]
+                   [--report FILE]
 
-  --udp ADDR     listen here; 127.0.0.1:5000 by default, 0.0.0.0:5000 for everybody
-  --seconds S    stop after so long; by default on Ctrl-C or SIGTERM
-  --statics N    spawn so many things that never move
-  --report FILE  write what the run cost as JSON";
+  --udp ADDR         listen here; 127.0.0.1:5000 by default, 0.0.0.0:5000 for everybody
+  --ws ADDR          listen here too, for WebSocket: 127.0.0.1:5001
+  --tls-cert FILE    with this certificate (PEM), so that clients connect to wss://
+  --tls-key FILE     and its key (PEM); both are read again when they change
+  --web DIR          serve the browser build in this folder there as well
+  --key FILE         let in who has a connect token made with this key
+  --public ADDR      what tokens name as the server's address; where it listens by default
+  --insecure         without a key, let other machines in too
+  --resume-window S  keep a player's session for so long after the link is lost; 300 by default
+  --seconds S        stop after so long; by default on Ctrl-C or SIGTERM
+  --statics N        spawn so many things that never move
+  --report FILE      write what the run cost as JSON";
 
 fn main() -> AppExit {
     let options = args::or_fail(Options::parse(Parser::from_env()));
-    let address = options.udp;
-    if let Some(error) = host::listen_error(address) {
-        args::fail(format_args!("cannot listen on {address}: {error}"));
+    if let Some(error) = host::listen_error(&options.config) {
+        args::fail(error);
     }
+    announce(&options.config);
     let headless = HeadlessPlugin {
         run_for: options.seconds,
         report: options.report,
         ..default()
     };
-    println!("Listening on {address}. Join with: cargo play --connect {address}");
-    host::server(address, options.statics, headless)
+    host::server(options.config, options.statics, headless)
         .add_plugins(LogPlugin::default())
         .run()
 }
 
-#[derive(Debug)]
+/// Says how to join.
+fn announce(config: &ServerConfig) {
+    if let Some(address) = config.udp {
+        println!("Listening on {address}. Join with: cargo play --connect {address}");
+    }
+    if let Some(ws) = &config.websocket {
+        let s = if ws.tls.is_some() { "s" } else { "" };
+        println!(
+            "Listening on {0}. Join with: cargo play --connect ws{s}://{0}",
+            ws.addr
+        );
+        if ws.web.is_some() {
+            println!("Or in a browser: http{s}://{}", ws.addr);
+        }
+    }
+}
+
 struct Options {
-    udp: SocketAddr,
+    config: ServerConfig,
     seconds: Option<Duration>,
     statics: u32,
     report: Option<PathBuf>,
@@ -53,24 +83,87 @@ struct Options {
 impl Options {
     fn parse(mut parser: Parser) -> Result<Self, lexopt::Error> {
         use lexopt::Arg::{Long, Short};
-        let mut options = Self {
-            udp: host::default_address(),
-            seconds: None,
-            statics: 0,
-            report: None,
-        };
+        let mut config = ServerConfig::default();
+        let mut udp = host::default_address();
+        let (mut ws, mut tls_cert, mut tls_key, mut web) = (None, None, None, None);
+        let (mut key, mut public) = (None::<PathBuf>, None::<SocketAddr>);
+        let (mut seconds, mut statics, mut report) = (None, 0, None);
         while let Some(arg) = parser.next()? {
             match arg {
-                Long("udp") => options.udp = parser.value()?.parse()?,
-                Long("seconds") => options.seconds = Some(args::seconds(&mut parser)?),
-                Long("statics") => options.statics = parser.value()?.parse()?,
-                Long("report") => options.report = Some(parser.value()?.into()),
+                Long("udp") => udp = parser.value()?.parse()?,
+                Long("ws") => ws = Some(parser.value()?.parse()?),
+                Long("tls-cert") => tls_cert = Some(parser.value()?.into()),
+                Long("tls-key") => tls_key = Some(parser.value()?.into()),
+                Long("web") => web = Some(parser.value()?.into()),
+                Long("key") => key = Some(parser.value()?.into()),
+                Long("public") => public = Some(parser.value()?.parse()?),
+                Long("insecure") => config.insecure_anywhere = true,
+                Long("resume-window") => config.resume_window = args::seconds(&mut parser)?,
+                Long("seconds") => seconds = Some(args::seconds(&mut parser)?),
+                Long("statics") => statics = parser.value()?.parse()?,
+                Long("report") => report = Some(parser.value()?.into()),
                 Long("help") | Short('h') => args::help(USAGE),
                 other => return Err(other.unexpected()),
             }
         }
-        Ok(options)
+        let tls = match (tls_cert, tls_key) {
+            (Some(cert), Some(key)) => Some(TlsFiles { cert, key }),
+            (None, None) => None,
+            _ => return Err("'--tls-cert' and '--tls-key' need each other".into()),
+        };
+        if ws.is_none() && (tls.is_some() || web.is_some()) {
+            return Err("'--tls-cert', '--tls-key' and '--web' need '--ws'".into());
+        }
+        config.websocket = ws.map(|addr| WsServerConfig {
+            tls,
+            web,
+            ..WsServerConfig::new(addr)
+        });
+        config.auth = auth(key, public, config.insecure_anywhere, [Some(udp), ws])?;
+        config.udp = Some(udp);
+        config.public_addresses.extend(public);
+        Ok(Self {
+            config,
+            seconds,
+            statics,
+            report,
+        })
     }
+}
+
+/// Who may join a server with these addresses.
+fn auth(
+    key: Option<PathBuf>,
+    public: Option<SocketAddr>,
+    is_insecure: bool,
+    addresses: [Option<SocketAddr>; 2],
+) -> Result<Auth, lexopt::Error> {
+    let first = |is_meant: fn(&IpAddr) -> bool| {
+        let mut addresses = addresses.into_iter().flatten();
+        addresses.find(|addr| is_meant(&addr.ip()))
+    };
+    let Some(file) = key else {
+        if public.is_some() {
+            return Err("'--public' needs '--key'".into());
+        }
+        return match first(|ip| !ip.is_loopback()) {
+            Some(addr) if !is_insecure => Err(format!(
+                "whoever reaches {addr} could play as anybody: give '--key', or '--insecure' if they may"
+            )
+            .into()),
+            _ => Ok(Auth::Insecure),
+        };
+    };
+    if is_insecure {
+        return Err("'--key' and '--insecure' exclude each other".into());
+    }
+    if let Some(addr) = first(IpAddr::is_unspecified).filter(|_| public.is_none()) {
+        return Err(
+            format!("tokens cannot name {addr}: give '--public', where players reach it").into(),
+        );
+    }
+    let private_key = token::read_key(file).map_err(|error| error.to_string())?;
+    Ok(Auth::Secure { private_key })
 }
 
 #[cfg(test)]
@@ -86,8 +179,21 @@ mod tests {
             &["--report"],
             &["--port=1"],
             &["extra"],
+            &["--udp", "0.0.0.0:5000"],
+            &["--ws", "0.0.0.0:5001"],
+            &["--ws", "here"],
+            &["--web", "target/web"],
+            &["--ws", "127.0.0.1:5001", "--tls-cert", "some.pem"],
+            &["--tls-cert", "some.pem", "--tls-key", "some.pem"],
+            &["--resume-window", "long"],
+            &["--public", "192.0.2.1:5000"],
+            &["--key", "/nowhere/at all"],
+            &["--key", "some.key", "--insecure"],
+            &["--key", "some.key", "--udp", "0.0.0.0:5000"],
         ] {
-            let error = Options::parse(Parser::from_args(line)).expect_err("a mistake");
+            let error = Options::parse(Parser::from_args(line))
+                .err()
+                .expect("a mistake");
             assert_eq!(error.to_string().lines().count(), 1, "{line:?}: {error}");
         }
     }

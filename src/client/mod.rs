@@ -10,12 +10,13 @@ use bevy::prelude::*;
 use crate::protocol::reliable::OutboxLimits;
 use crate::schedule::TickPlugin;
 #[cfg(not(target_family = "wasm"))]
-use crate::transport::udp::{ClientAuth, UdpClient, UdpClientConfig, token};
-#[cfg(target_family = "wasm")]
-use crate::transport::ws::{WsAuth, WsClient, WsClientConfig};
-use crate::transport::{ClientTransport, Conditioned, LinkConditions, TransportKind};
+use crate::transport::udp::{ClientAuth, UdpClientConfig};
+#[cfg(feature = "websocket")]
+use crate::transport::ws::WsClientConfig;
+use crate::transport::{LinkConditions, TransportKind};
 
 pub(crate) mod apply;
+mod connect;
 pub(crate) mod connection;
 mod inputs;
 pub(crate) mod interpolate;
@@ -27,6 +28,7 @@ mod smooth;
 mod stats;
 
 pub use apply::ReplicationPlugin;
+pub use connect::ConnectOver;
 pub use connection::{
     Connected, Connection, ConnectionChanged, ConnectionPlugin, ConnectionState, Disconnect,
     Disconnected, LimitWarning, ServerClosing, connected, reconnecting,
@@ -46,8 +48,8 @@ pub struct ClientConfig {
     /// Whom to connect to over UDP, and as whom; nobody by default.
     #[cfg(not(target_family = "wasm"))]
     pub udp: Option<ClientAuth>,
-    /// Whom to connect to over WebSocket, and as whom; nobody by default.
-    #[cfg(target_family = "wasm")]
+    /// Whom to connect to over WebSocket, and as whom; nobody by default. If there is one, UDP is not tried.
+    #[cfg(feature = "websocket")]
     pub websocket: Option<WsClientConfig>,
     /// What the player is called: 1 to 32 visible characters. Default: "Player".
     pub name: String,
@@ -81,7 +83,7 @@ impl Default for ClientConfig {
         Self {
             #[cfg(not(target_family = "wasm"))]
             udp: None,
-            #[cfg(target_family = "wasm")]
+            #[cfg(feature = "websocket")]
             websocket: None,
             name: "Player".into(),
             game_version: String::new(),
@@ -124,22 +126,26 @@ pub struct TandemClientPlugins {
 }
 
 impl TandemClientPlugins {
-    /// A client that connects at once, to `ws://host:port/` or `wss://host/`.
-    #[cfg(target_family = "wasm")]
-    pub fn connect(url: &str) -> Self {
-        Self::with_config(ClientConfig {
-            websocket: Some(WsClientConfig::new(url)),
-            ..default()
-        })
-    }
-
-    /// A client that connects at once, to a host name or address with a port.
+    /// A client that connects at once: over UDP to a host name or address with a port (`127.0.0.1:5000`), or over
+    /// WebSocket to a URL (`ws://127.0.0.1:5001/`, `wss://play.example.org/`). Browsers have only the latter.
     ///
     /// # Panics
     ///
-    /// When `address` cannot be resolved; resolve it yourself and use [`Self::with_config`] to handle that.
-    #[cfg(not(target_family = "wasm"))]
+    /// When a host name cannot be resolved, or there is nothing that could connect there; use [`Self::with_config`] to
+    /// handle that.
     pub fn connect(address: &str) -> Self {
+        #[cfg(feature = "websocket")]
+        if address.starts_with("ws://") || address.starts_with("wss://") {
+            return Self::with_config(ClientConfig {
+                websocket: Some(WsClientConfig::new(address)),
+                ..default()
+            });
+        }
+        Self::with_config(Self::over_udp(address))
+    }
+
+    #[cfg(not(target_family = "wasm"))]
+    fn over_udp(address: &str) -> ClientConfig {
         let server = address
             .to_socket_addrs()
             .ok()
@@ -147,10 +153,17 @@ impl TandemClientPlugins {
         let server = server.unwrap_or_else(|| {
             panic!("`{address}` is not an address that can be found; write it as 127.0.0.1:5000")
         });
-        Self::with_config(ClientConfig {
+        ClientConfig {
             udp: Some(UdpClientConfig::insecure(server).auth),
             ..default()
-        })
+        }
+    }
+
+    #[cfg(target_family = "wasm")]
+    fn over_udp(address: &str) -> ClientConfig {
+        panic!(
+            "browsers connect by WebSocket alone, so `{address}` must be written as ws://… or wss://…"
+        )
     }
 
     /// A client with settings of its own.
@@ -186,120 +199,6 @@ impl PluginGroup for TandemClientPlugins {
             .add(InterpolationPlugin)
             .add(InputPlugin)
             .add(MessagePlugin)
-            .add(ConfiguredLink { config })
-    }
-}
-
-/// Opens the link that the configuration names.
-struct ConfiguredLink {
-    config: ClientConfig,
-}
-
-impl Plugin for ConfiguredLink {
-    #[cfg(target_family = "wasm")]
-    fn build(&self, app: &mut App) {
-        let Some(config) = self.config.websocket.clone() else {
-            return;
-        };
-        let config = WsClientConfig {
-            connect_timeout: self.config.connect_timeout,
-            ..config
-        };
-        let conditions = self.config.conditions.clone();
-        app.connect_with(move |token: Option<&[u8]>| {
-            let mut config = config.clone();
-            if let Some(token) = token {
-                config.auth = WsAuth::Token(token.to_vec());
-            }
-            let client = WsClient::connect(config).map_err(|error| error.to_string())?;
-            let transport: Box<dyn ClientTransport> = match conditions.clone() {
-                Some(conditions) => Box::new(Conditioned::new(client, conditions)),
-                None => Box::new(client),
-            };
-            Ok(transport)
-        });
-    }
-
-    #[cfg(not(target_family = "wasm"))]
-    fn build(&self, app: &mut App) {
-        let Some(auth) = self.config.udp.clone() else {
-            return;
-        };
-        let config = UdpClientConfig {
-            connect_timeout: self.config.connect_timeout,
-            timeout: self.config.timeout,
-            ..UdpClientConfig::new(auth)
-        };
-        let conditions = self.config.conditions.clone();
-        app.connect_with(move |token: Option<&[u8]>| {
-            let mut config = config.clone();
-            if let Some(token) = token {
-                let token = token::from_bytes(token).map_err(|error| error.to_string())?;
-                config.auth = ClientAuth::Token(Box::new(token));
-            }
-            let client = UdpClient::connect(config).map_err(|error| error.to_string())?;
-            let transport: Box<dyn ClientTransport> = match conditions.clone() {
-                Some(conditions) => Box::new(Conditioned::new(client, conditions)),
-                None => Box::new(client),
-            };
-            Ok(transport)
-        });
-    }
-}
-
-/// Connects a client over a transport. Implemented for [`App`] and, to connect while it runs, for [`World`].
-pub trait ConnectOver {
-    /// Begins to connect over `transport`; a connection that there was is closed.
-    ///
-    /// There is no way back from a lost link, unless the game [resumes](Self::resume_over) over another.
-    fn connect_over(&mut self, transport: impl ClientTransport);
-
-    /// Begins to connect over a link that `connector` makes, and later comes back over others.
-    ///
-    /// # Panics
-    ///
-    /// When the connector cannot make the first link.
-    fn connect_with(&mut self, connector: impl Connector);
-
-    /// Goes on with the session over `transport`, without waiting for the link that it has to fail.
-    fn resume_over(&mut self, transport: impl ClientTransport);
-
-    /// Lets the link go without a word, as when the network fails. The client then comes back.
-    fn cut_link(&mut self);
-}
-
-impl ConnectOver for App {
-    fn connect_over(&mut self, transport: impl ClientTransport) {
-        self.world_mut().connect_over(transport);
-    }
-
-    fn connect_with(&mut self, connector: impl Connector) {
-        self.world_mut().connect_with(connector);
-    }
-
-    fn resume_over(&mut self, transport: impl ClientTransport) {
-        self.world_mut().resume_over(transport);
-    }
-
-    fn cut_link(&mut self) {
-        self.world_mut().cut_link();
-    }
-}
-
-impl ConnectOver for World {
-    fn connect_over(&mut self, transport: impl ClientTransport) {
-        link::connect(self, Box::new(transport));
-    }
-
-    fn connect_with(&mut self, connector: impl Connector) {
-        reconnect::connect_with(self, Box::new(connector));
-    }
-
-    fn resume_over(&mut self, transport: impl ClientTransport) {
-        reconnect::resume_over(self, Box::new(transport));
-    }
-
-    fn cut_link(&mut self) {
-        link::cut(self);
+            .add(connect::ConfiguredLink { config })
     }
 }

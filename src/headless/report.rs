@@ -2,6 +2,7 @@
 //!
 //! The field names are an interface: other tools read them.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::Path;
@@ -58,6 +59,15 @@ pub struct MedianAndP95 {
     pub p95: f64,
 }
 
+/// Median and far tail.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct MedianAndP99 {
+    /// The median.
+    pub p50: f64,
+    /// Exceeded by one in a hundred.
+    pub p99: f64,
+}
+
 impl From<&Histogram> for Percentiles {
     fn from(of: &Histogram) -> Self {
         Self {
@@ -99,6 +109,15 @@ impl From<&Histogram> for MedianAndP95 {
     }
 }
 
+impl From<&Histogram> for MedianAndP99 {
+    fn from(of: &Histogram) -> Self {
+        Self {
+            p50: of.quantile(0.5),
+            p99: of.quantile(0.99),
+        }
+    }
+}
+
 /// A server's run.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct ServerReport {
@@ -126,6 +145,48 @@ pub struct ServerReport {
     pub datagrams_out: u64,
     /// Datagrams thrown away: malformed, forged, or beyond a limit.
     pub datagrams_rejected: u64,
+    /// Sessions that went on over a new link, those that had lost messages included.
+    pub sessions_resumed: u64,
+    /// Of these, how many had been away for longer than all messages to them could be kept.
+    pub sessions_resynced: u64,
+    /// Attempts to resume a session that were turned down.
+    pub resumes_rejected: u64,
+    /// The same figures for each transport, by its name: `udp`, `websocket`.
+    pub transports: BTreeMap<String, ServerTransportReport>,
+    /// What became of those who broke limits.
+    pub limits: LimitsReport,
+}
+
+/// What went through one of a server's transports.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct ServerTransportReport {
+    /// Sessions linked over it at the end.
+    pub links: u64,
+    /// Bytes received, whatever became of them.
+    pub bytes_in: u64,
+    /// Bytes sent.
+    pub bytes_out: u64,
+    /// Datagrams received, whatever became of them.
+    pub datagrams_in: u64,
+    /// Datagrams sent.
+    pub datagrams_out: u64,
+    /// Datagrams thrown away: malformed, forged, or beyond a limit.
+    pub datagrams_rejected: u64,
+}
+
+/// How often limits were broken, by what was done about it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct LimitsReport {
+    /// Something was dropped, and nothing else.
+    pub drops: u64,
+    /// The client was warned.
+    pub warnings: u64,
+    /// The client was disconnected.
+    pub disconnects: u64,
+    /// The client was banned for a time.
+    pub bans: u64,
+    /// A link was refused for what its address had done.
+    pub refused_links: u64,
 }
 
 impl ServerReport {
@@ -139,6 +200,16 @@ impl ServerReport {
             .get_resource::<ServerStats>()
             .cloned()
             .unwrap_or_default();
+        let mut transports = BTreeMap::<String, ServerTransportReport>::new();
+        for transport in &network.transports {
+            let report = transports.entry(transport.kind.to_string()).or_default();
+            report.links += transport.links as u64;
+            report.bytes_in += transport.stats.bytes_in;
+            report.bytes_out += transport.stats.bytes_out;
+            report.datagrams_in += transport.stats.datagrams_in;
+            report.datagrams_out += transport.stats.datagrams_out;
+            report.datagrams_rejected += transport.stats.rejected.total();
+        }
         Self {
             ticks: timings.tick_ms.count(),
             overruns: timings.overruns,
@@ -152,6 +223,17 @@ impl ServerReport {
             datagrams_in: network.transport.datagrams_in,
             datagrams_out: network.transport.datagrams_out,
             datagrams_rejected: network.transport.rejected.total(),
+            sessions_resumed: network.resumed,
+            sessions_resynced: network.resynced,
+            resumes_rejected: network.resumes_rejected,
+            transports,
+            limits: LimitsReport {
+                drops: network.limits.drops,
+                warnings: network.limits.warnings,
+                disconnects: network.limits.disconnects,
+                bans: network.limits.bans,
+                refused_links: network.limits.refused_links,
+            },
         }
     }
 }
@@ -163,7 +245,7 @@ pub struct ClientsReport {
     pub requested: u64,
     /// How many of them connected.
     pub connected: u64,
-    /// How often a connection was lost before the end.
+    /// How often a session ended before its client left: a lost link that was resumed is none.
     pub disconnects: u64,
     /// Length of the run.
     pub seconds: f64,
@@ -191,6 +273,57 @@ pub struct ClientsReport {
     pub interpolation_starved_ratio: f64,
     /// Share of inputs that reached the server after their tick.
     pub inputs_late_ratio: f64,
+    /// Numbered reliable messages sent to the server, which answers each.
+    pub reliable_sent: u64,
+    /// Answers to them.
+    pub reliable_echoed: u64,
+    /// Messages without an answer, except those of the last three seconds.
+    pub reliable_lost: u64,
+    /// Answers that came again, or to nothing that was sent.
+    pub reliable_duplicated: u64,
+    /// Answers that came after that to a later message.
+    pub reliable_reordered: u64,
+    /// Links that clients cut without a goodbye.
+    pub cuts: u64,
+    /// Sessions that went on over a new link and had lost nothing.
+    pub resumed: u64,
+    /// Sessions that went on, but had been away for longer than all messages to them could be kept.
+    pub resynced: u64,
+    /// Attempts to resume a session that the server turned down.
+    pub rejected: u64,
+    /// From the loss of a link until the session went on: the wait before each attempt included.
+    pub resume_ms: MedianAndP99,
+    /// How often a player found itself with another entity than before.
+    pub respawned: u64,
+    /// Some of these for the clients of each transport, by its name: `udp`, `websocket`.
+    pub transports: BTreeMap<String, ClientTransportReport>,
+}
+
+/// What the clients of one transport saw, together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct ClientTransportReport {
+    /// How many clients there were to be.
+    pub requested: u64,
+    /// How many of them connected.
+    pub connected: u64,
+    /// How often a session ended before its client left.
+    pub disconnects: u64,
+    /// Links that clients cut without a goodbye.
+    pub cuts: u64,
+    /// Sessions that went on over a new link and had lost nothing.
+    pub resumed: u64,
+    /// Sessions that went on, but had lost messages.
+    pub resynced: u64,
+    /// Attempts to resume a session that the server turned down.
+    pub rejected: u64,
+    /// Numbered reliable messages without an answer.
+    pub reliable_lost: u64,
+    /// Bytes received.
+    pub bytes_down: u64,
+    /// Bytes sent.
+    pub bytes_up: u64,
+    /// Snapshots received.
+    pub snapshots: u64,
 }
 
 /// Writes a report as JSON.
@@ -242,15 +375,30 @@ mod tests {
         };
         assert_eq!(
             keys(serde_json::to_value(ServerReport::default()).expect("plain numbers")),
-            "bytes_in bytes_out cpu_s datagrams_in datagrams_out datagrams_rejected overruns rss_bytes \
-             sessions_peak tick_ms ticks wall_s"
+            "bytes_in bytes_out cpu_s datagrams_in datagrams_out datagrams_rejected limits overruns \
+             resumes_rejected rss_bytes sessions_peak sessions_resumed sessions_resynced tick_ms ticks \
+             transports wall_s"
         );
         assert_eq!(
             keys(serde_json::to_value(ClientsReport::default()).expect("plain numbers")),
-            "bytes_down_per_client_s bytes_up_per_client_s connected datagrams_down_per_client_s \
+            "bytes_down_per_client_s bytes_up_per_client_s connected cuts datagrams_down_per_client_s \
              datagrams_up_per_client_s disconnects inputs_late_ratio interpolation_delay_ms \
-             interpolation_starved_ratio prediction_error reconciliations_per_client_s requested rtt_ms \
-             seconds snaps snapshots_per_client_s"
+             interpolation_starved_ratio prediction_error reconciliations_per_client_s rejected \
+             reliable_duplicated reliable_echoed reliable_lost reliable_reordered reliable_sent requested \
+             respawned resume_ms resumed resynced rtt_ms seconds snaps snapshots_per_client_s transports"
+        );
+        assert_eq!(
+            keys(serde_json::to_value(ServerTransportReport::default()).expect("plain numbers")),
+            "bytes_in bytes_out datagrams_in datagrams_out datagrams_rejected links"
+        );
+        assert_eq!(
+            keys(serde_json::to_value(LimitsReport::default()).expect("plain numbers")),
+            "bans disconnects drops refused_links warnings"
+        );
+        assert_eq!(
+            keys(serde_json::to_value(ClientTransportReport::default()).expect("plain numbers")),
+            "bytes_down bytes_up connected cuts disconnects rejected reliable_lost requested resumed \
+             resynced snapshots"
         );
     }
 

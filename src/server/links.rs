@@ -22,8 +22,7 @@ use crate::registry::Registry;
 use crate::schedule::CurrentTick;
 use crate::server::collect::Replication;
 use crate::transport::{
-    CloseReason, LinkEvent, LinkId, PeerInfo, ServerTransport, SharedBytes, TransportKind,
-    TransportStats,
+    LinkEvent, LinkId, PeerInfo, ServerTransport, SharedBytes, TransportKind, TransportStats,
 };
 use crate::wire::serial;
 

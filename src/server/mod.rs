@@ -12,16 +12,17 @@ use crate::identity::Verifier;
 use crate::protocol::pacing::PacingSettings;
 use crate::protocol::reliable::{OutboxLimits, WhenFull};
 use crate::schedule::TickPlugin;
-use crate::transport::udp::{Auth, UdpServer, UdpServerConfig};
-use crate::transport::{
-    ConditionedServer, LinkConditions, ServerTransport, TransportKind, TransportStats,
-};
+use crate::transport::udp::Auth;
+#[cfg(feature = "websocket")]
+use crate::transport::ws::WsServerConfig;
+use crate::transport::{LinkConditions, TransportKind, TransportStats};
 
 mod adapt;
 pub(crate) mod collect;
 mod inputs;
 mod limits;
 mod links;
+mod listen;
 pub(crate) mod messages;
 mod rooms;
 mod send;
@@ -33,12 +34,12 @@ pub use collect::ReplicationPlugin;
 pub use inputs::InputPlugin;
 pub use limits::{Doors, LimitBroken, LimitSettings};
 pub use links::{ClientAddress, LinkStats, LinkedOver};
+pub use listen::ServerApp;
 pub use messages::MessagePlugin;
 pub use send::SendPlugin;
 pub use sessions::SessionPlugin;
 pub use tokens::TokenData;
 
-pub(crate) use links::Links;
 pub(crate) use sessions::{Departures, Sessions};
 
 /// What a server can be told. Every field has a default.
@@ -46,6 +47,10 @@ pub(crate) use sessions::{Departures, Sessions};
 pub struct ServerConfig {
     /// Where to listen for UDP; nowhere by default.
     pub udp: Option<SocketAddr>,
+    /// Where and how to listen for WebSocket; nowhere by default. Who may connect, from where, under which addresses and
+    /// how many, is settled below for all transports.
+    #[cfg(feature = "websocket")]
+    pub websocket: Option<WsServerConfig>,
     /// Who may connect. By default everybody, unencrypted by any secret: for development, on this machine alone.
     pub auth: Auth,
     /// Lets [`Auth::Insecure`] listen on addresses that other machines can reach. False by default: a server without
@@ -94,11 +99,14 @@ impl Default for ServerConfig {
     fn default() -> Self {
         Self {
             udp: None,
+            #[cfg(feature = "websocket")]
+            websocket: None,
             auth: Auth::Insecure,
             insecure_anywhere: false,
             public_addresses: Vec::new(),
             tick_rate_hz: 60.0,
             send_rate_hz: 30.0,
+            insecure_anywhere: false,
             verifier: None,
             game_version: String::new(),
             max_sessions: 10_000,
@@ -150,6 +158,22 @@ impl TandemServerPlugins {
         })
     }
 
+    /// Listens for WebSocket too, without TLS: for browsers, and where UDP is blocked. For TLS, a browser build to serve,
+    /// and other settings, see [`WsServerConfig`] and [`Self::with_config`].
+    ///
+    /// # Panics
+    ///
+    /// When `address` is not of the form `IP:PORT`.
+    #[cfg(feature = "websocket")]
+    #[must_use]
+    pub fn websocket(mut self, address: &str) -> Self {
+        let addr = address
+            .parse()
+            .unwrap_or_else(|_| panic!("`{address}` is not an address; write it as 0.0.0.0:5001"));
+        self.config.websocket = Some(WsServerConfig::new(addr));
+        self
+    }
+
     /// A server with settings of its own.
     pub fn with_config(config: ServerConfig) -> Self {
         Self { config }
@@ -179,48 +203,7 @@ impl PluginGroup for TandemServerPlugins {
                 ..default()
             });
         }
-        group.add(UdpListener { config })
-    }
-}
-
-/// Opens the UDP socket that the configuration names.
-struct UdpListener {
-    config: ServerConfig,
-}
-
-impl Plugin for UdpListener {
-    fn build(&self, app: &mut App) {
-        let Some(addr) = self.config.udp else { return };
-        let bind = |transport_index| {
-            let config = UdpServerConfig {
-                transport_index,
-                auth: self.config.auth.clone(),
-                insecure_anywhere: self.config.insecure_anywhere,
-                public_addresses: self.config.public_addresses.clone(),
-                max_sessions: self.config.max_sessions,
-                client_timeout: self.config.client_timeout,
-                ..UdpServerConfig::new(addr)
-            };
-            UdpServer::bind(config).unwrap_or_else(|error| panic!("{error}"))
-        };
-        match self.config.conditions.clone() {
-            Some(conditions) => {
-                app.add_transport(|index| ConditionedServer::new(bind(index), conditions));
-            }
-            None => app.add_transport(bind),
-        }
-    }
-}
-
-/// Adds transports to a server app.
-pub trait ServerApp {
-    /// Lets clients in through a further transport, which is made with the index that is to be part of its links' ids.
-    fn add_transport<T: ServerTransport>(&mut self, make: impl FnOnce(u8) -> T);
-}
-
-impl ServerApp for App {
-    fn add_transport<T: ServerTransport>(&mut self, make: impl FnOnce(u8) -> T) {
-        self.world_mut().get_resource_or_init::<Links>().add(make);
+        group.add(listen::Listeners { config })
     }
 }
 

@@ -25,7 +25,7 @@ use crate::protocol::handshake::{
     fingerprint,
 };
 use crate::protocol::names::{validate_name, validate_version};
-use crate::protocol::reliable::{self, Taken};
+use crate::protocol::reliable::{self, OutboxLimits, Taken};
 use crate::protocol::resume::{ResumeKeys, ResumeToken};
 use crate::registry::Registry;
 use crate::schedule::{CurrentTick, TandemSystems};
@@ -413,9 +413,9 @@ fn resume(
         .entity_mut(session)
         .remove::<Away>()
         .insert(SessionInputs::default());
-    let outbox = world.resource::<SessionSettings>().0.outbox;
     if let Some(mut limits) = world.get_mut::<Limits>(session) {
-        limits.allow_backlog(outbox.max_messages, outbox.window_bytes);
+        let backlog = OutboxLimits::CLIENT;
+        limits.allow_backlog(backlog.max_messages, backlog.max_bytes);
     }
     move_address(world, now, session, &info);
     attach(world, links, now, session, link, peer, &info);

@@ -24,7 +24,11 @@ pub fn plugin(app: &mut App) {
     app.init_resource::<Aim>()
         .add_systems(Startup, spawn_crosshair)
         .add_systems(PreUpdate, read_devices.after(InputSystems))
-        .add_systems(Update, (follow_mouse, quit));
+        .add_systems(Update, follow_mouse);
+    // A browser's tab is closed by its user.
+    if !cfg!(target_family = "wasm") {
+        app.add_systems(Update, quit);
+    }
 }
 
 /// From the player's ship to the mouse, in units.

@@ -11,8 +11,15 @@ const ROWS: usize = 8;
 /// Lines of news, and how long each stays, in seconds.
 const NEWS_LINES: usize = 5;
 const NEWS_SECONDS: f32 = 6.0;
-const CONTROLS: &str =
-    "WASD steer    mouse aim    left button or space fire    F1 network    Esc quit";
+const CONTROLS: &str = match cfg!(target_family = "wasm") {
+    true => "WASD steer    mouse aim    left button or space fire    F1 network",
+    false => "WASD steer    mouse aim    left button or space fire    F1 network    Esc quit",
+};
+/// What helps when all is over.
+const WAY_OUT: &str = match cfg!(target_family = "wasm") {
+    true => "reload the page to try again",
+    false => "Esc quits",
+};
 
 pub fn plugin(app: &mut App) {
     app.init_resource::<News>()
@@ -280,7 +287,7 @@ fn show_notice(
             let reason = connection
                 .reason()
                 .map_or("not connected".to_string(), ToString::to_string);
-            Some(("Disconnected".to_string(), format!("{reason}    Esc quits")))
+            Some(("Disconnected".to_string(), format!("{reason}    {WAY_OUT}")))
         }
         (ConnectionState::Connected, None) => {
             Some(("Connected".to_string(), "waiting for a ship".to_string()))

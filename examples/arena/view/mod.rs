@@ -13,11 +13,13 @@ mod stage;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use bevy::asset::AssetMetaCheck;
 use bevy::prelude::*;
 use bevy::render::view::screenshot::{Screenshot, save_to_disk};
 use bevy::window::{PresentMode, WindowResolution};
 
 /// Draws the match and reads keyboard and mouse.
+#[derive(Default)]
 pub struct ViewPlugin {
     /// Save a picture here after so long, with the net graph on, and leave.
     pub screenshot: Option<(PathBuf, Duration)>,
@@ -55,16 +57,26 @@ pub fn window() -> WindowPlugin {
             title: "Arena".to_string(),
             resolution: WindowResolution::new(1280, 720),
             present_mode: PresentMode::AutoVsync,
+            // In a browser: where the page has its place for it, and with the keys that the page lets through.
+            canvas: Some("#arena".to_string()),
+            fit_canvas_to_parent: true,
+            prevent_default_event_handling: false,
             ..default()
         }),
         ..default()
     }
 }
 
-/// The images, found wherever the program is started from.
+/// The images, found wherever the program is started from; in a browser, beside the page.
 pub fn assets() -> AssetPlugin {
+    let folder = match cfg!(target_family = "wasm") {
+        true => "assets",
+        false => concat!(env!("CARGO_MANIFEST_DIR"), "/assets"),
+    };
     AssetPlugin {
-        file_path: concat!(env!("CARGO_MANIFEST_DIR"), "/assets").to_string(),
+        file_path: folder.to_string(),
+        // There are none, and a browser would ask its server for each.
+        meta_check: AssetMetaCheck::Never,
         ..default()
     }
 }

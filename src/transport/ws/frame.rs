@@ -118,7 +118,7 @@ pub fn cut(reason: &str) -> &str {
 }
 
 /// A peer's text, for a line of a log or a label: short, and without what controls a terminal.
-fn printable(text: &str) -> String {
+pub(super) fn printable(text: &str) -> String {
     cut(text)
         .chars()
         .filter(|char| !char.is_control())
@@ -271,6 +271,8 @@ pub struct Limits {
     pub max_message_bytes: usize,
     /// Bytes of one datagram.
     pub max_datagram_bytes: usize,
+    /// Datagrams in one message.
+    pub max_datagrams: usize,
     /// Whether the shared form is allowed.
     pub shared: bool,
 }
@@ -280,12 +282,14 @@ impl Limits {
     pub const FROM_SERVER: Self = Self {
         max_message_bytes: MAX_STREAM_DATAGRAM_BYTES + 1_024,
         max_datagram_bytes: MAX_STREAM_DATAGRAM_BYTES,
+        max_datagrams: usize::MAX,
         shared: true,
     };
     /// What a server takes from a client.
     pub const FROM_CLIENT: Self = Self {
         max_message_bytes: 64 << 10,
         max_datagram_bytes: MAX_PAYLOAD_BYTES,
+        max_datagrams: 1_000,
         shared: false,
     };
 }
@@ -368,7 +372,12 @@ fn decode_batch(
     if body.is_empty() {
         return Err(FrameError::Malformed);
     }
+    let mut datagrams = 0;
     while !body.is_empty() {
+        datagrams += 1;
+        if datagrams > limits.max_datagrams {
+            return Err(FrameError::TooBig);
+        }
         let length = read_length(&mut body).ok_or(FrameError::Malformed)?;
         if length > limits.max_datagram_bytes {
             return Err(FrameError::TooBig);
@@ -654,6 +663,14 @@ mod tests {
             ),
             Err(TooBig),
             "more than a client may say at once"
+        );
+        assert_eq!(
+            read(
+                &[vec![0], [1, 1].repeat(1_001)].concat(),
+                Limits::FROM_CLIENT
+            ),
+            Err(TooBig),
+            "so many small ones are a flood"
         );
         assert_eq!(
             read(&vec![0; (64 << 10) + 1], Limits::FROM_CLIENT),

@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Waker};
+use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
 use super::frame::Batch;
@@ -23,7 +23,7 @@ pub(super) enum Item {
 }
 
 impl Item {
-    fn datagrams(&self) -> usize {
+    pub fn datagrams(&self) -> usize {
         match self {
             Self::Batch(batch) => batch.datagrams(),
             Self::Shared { .. } => 1,
@@ -87,10 +87,19 @@ impl Gathered {
 pub(super) enum Goodbye {
     /// After all that waits, with a word to the peer.
     Close(CloseReason),
+    /// The same, since this side shuts down.
+    GoAway,
     /// At once, with a word to the peer.
     Drop(CloseReason),
     /// At once and without a word.
     Vanish,
+}
+
+impl Goodbye {
+    /// Whether what waits leaves first.
+    fn is_patient(&self) -> bool {
+        matches!(self, Self::Close(_) | Self::GoAway)
+    }
 }
 
 /// What a link's task has to do next.
@@ -176,7 +185,7 @@ impl Outbox {
     pub fn say(&self, goodbye: Goodbye) {
         let waker = {
             let mut inner = self.lock();
-            if inner.goodbye.is_none() || !matches!(goodbye, Goodbye::Close(_)) {
+            if inner.goodbye.is_none() || !goodbye.is_patient() {
                 inner.goodbye = Some(goodbye);
             }
             inner.waker.take()
@@ -184,6 +193,16 @@ impl Outbox {
         if let Some(waker) = waker {
             waker.wake();
         }
+    }
+
+    /// Ready when the link is to end, whatever waits. For a task that has not opened it yet.
+    pub fn poll_goodbye(&self, cx: &Context<'_>) -> Poll<()> {
+        let mut inner = self.lock();
+        if inner.goodbye.is_some() {
+            return Poll::Ready(());
+        }
+        inner.wait(cx);
+        Poll::Pending
     }
 
     /// Sets the pace from the next round on.
@@ -214,17 +233,14 @@ impl Outbox {
     pub fn next(&self, now: Instant, idle: bool, cx: &Context<'_>) -> Next {
         let mut inner = self.lock();
         match &inner.goodbye {
-            Some(Goodbye::Close(_)) if !inner.items.is_empty() && idle => {
-                // What waits goes first, at no pace.
-            }
-            Some(Goodbye::Close(_)) if !idle => {
+            Some(goodbye) if goodbye.is_patient() && !idle => {
                 inner.wait(cx);
                 return Next::Wait;
             }
-            Some(_) => {
-                let goodbye = inner.goodbye.take().unwrap_or(Goodbye::Vanish);
-                return Next::End(goodbye);
+            Some(goodbye) if goodbye.is_patient() && !inner.items.is_empty() => {
+                // What waits goes first, at no pace.
             }
+            Some(goodbye) => return Next::End(goodbye.clone()),
             None => {
                 inner.wait(cx);
                 if inner.items.is_empty() || !idle {
@@ -424,10 +440,17 @@ mod tests {
         let mut link = Link::new(PACE);
         link.send(2, 4);
         let queued = link.outbox.queued_bytes();
-        assert_eq!(queued, 1 + 2 * 11, "two datagrams, their lengths, and flags");
+        assert_eq!(
+            queued,
+            1 + 2 * 11,
+            "two datagrams, their lengths, and flags"
+        );
         link.next(0);
         assert_eq!(link.outbox.queued_bytes(), queued, "taken, but not sent");
-        assert!(!link.outbox.is_congested(10), "the peer may well be reading");
+        assert!(
+            !link.outbox.is_congested(10),
+            "the peer may well be reading"
+        );
         link.outbox.set_leaving(queued, true);
         assert!(link.outbox.is_congested(10), "it is not");
         assert!(!link.outbox.is_congested(queued), "but that much may wait");
@@ -444,7 +467,10 @@ mod tests {
         link.send(6, 4);
         link.outbox.say(close.clone());
         assert_eq!(sizes(&link.next(1)), [4], "at once, whatever the pace");
-        assert!(matches!(link.next_if(1, false), Next::Wait), "after it left");
+        assert!(
+            matches!(link.next_if(1, false), Next::Wait),
+            "after it left"
+        );
         assert_eq!(sizes(&link.next(1)), [2]);
         assert!(matches!(link.next(1), Next::End(goodbye) if goodbye == close));
 

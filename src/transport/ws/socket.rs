@@ -238,11 +238,23 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
         })))
     }
 
-    fn queue(&mut self, message: Message) -> Result<(), Error> {
-        let waker = std::task::Waker::noop();
+    /// Queues the answer to the peer's close frame.
+    pub fn queue_reply(&mut self) {
         let mut io = Io {
             stream: &mut self.stream,
-            cx: &mut Context::from_waker(waker),
+            cx: &mut Context::from_waker(std::task::Waker::noop()),
+            wire: &mut self.wire,
+            room_for_all: true,
+            stats: &self.stats,
+        };
+        // "Closed" is what it says when it is done.
+        let _ = self.context.flush(&mut io);
+    }
+
+    fn queue(&mut self, message: Message) -> Result<(), Error> {
+        let mut io = Io {
+            stream: &mut self.stream,
+            cx: &mut Context::from_waker(std::task::Waker::noop()),
             wire: &mut self.wire,
             room_for_all: true,
             stats: &self.stats,
@@ -291,7 +303,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
 
     /// Forgets frames that have not begun to leave, so that a close frame leaves next.
     pub fn drop_unwritten(&mut self) {
-        self.wire.frames.truncate(usize::from(self.wire.written > 0));
+        self.wire
+            .frames
+            .truncate(usize::from(self.wire.written > 0));
         let first = self.wire.frames.front().map_or(0, Frame::len);
         self.wire.bytes = first - self.wire.written.min(first);
     }
@@ -381,10 +395,14 @@ mod tests {
     #[test]
     fn frames_leave_whole_however_they_are_cut() {
         let frames = || {
-            [0, 1, 125, 126, 65_535, 65_536]
-                .map(|size| Frame::binary([vec![1; size / 2].into(), vec![2; size - size / 2].into()]))
+            [0, 1, 125, 126, 65_535, 65_536].map(|size| {
+                Frame::binary([vec![1; size / 2].into(), vec![2; size - size / 2].into()])
+            })
         };
-        let whole: Vec<u8> = frames().iter().flat_map(|frame| frame.slices().concat()).collect();
+        let whole: Vec<u8> = frames()
+            .iter()
+            .flat_map(|frame| frame.slices().concat())
+            .collect();
         assert_eq!(whole[..2], [0x82, 0], "an empty message is its header");
         for step in [1, 2, 3, 7, 1_000, 65_539] {
             let mut wire = Wire::default();

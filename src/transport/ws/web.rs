@@ -127,7 +127,11 @@ impl WsClient {
             events,
             state: ClientLinkState::Connecting,
             connect_timeout: config.connect_timeout,
-            pace: config.pace,
+            pace: LinkPace {
+                // A server takes no more at once.
+                max_batch: config.pace.max_batch.min(Limits::FROM_CLIENT.max_datagrams),
+                ..config.pace
+            },
             url,
             since: None,
             batch: Batch::default(),
@@ -385,7 +389,8 @@ struct Socket {
 impl Socket {
     /// Begins to connect; `first` is the first message.
     fn open(url: &str, first: Vec<u8>, events: &Arc<Mutex<Events>>) -> Result<Self, js_sys::Error> {
-        let socket = WebSocket::new_with_str(url, SUBPROTOCOL).map_err(JsValue::unchecked_into::<js_sys::Error>)?;
+        let socket = WebSocket::new_with_str(url, SUBPROTOCOL)
+            .map_err(JsValue::unchecked_into::<js_sys::Error>)?;
         socket.set_binary_type(BinaryType::Arraybuffer);
 
         let on_open = Closure::new({
