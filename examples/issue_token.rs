@@ -57,7 +57,7 @@ struct Request {
     servers: Vec<SocketAddr>,
     valid_for: Duration,
     protocol: u64,
-    user_data: [u8; 256],
+    user_data: Box<[u8; 256]>,
 }
 
 impl Request {
@@ -66,7 +66,7 @@ impl Request {
         let token = TokenBuilder::new(self.client, self.servers)
             .valid_for(self.valid_for)
             .protocol_id(self.protocol)
-            .user_data(self.user_data)
+            .user_data(*self.user_data)
             .issue(key)?;
         Ok(BASE64.encode(token::to_bytes(&token)))
     }
@@ -92,7 +92,7 @@ impl Order {
         }
         match (new_key, key, client, servers) {
             (Some(path), None, None, None)
-                if (valid_for, protocol, user_data) == (None, None, None) =>
+                if valid_for.is_none() && protocol.is_none() && user_data.is_none() =>
             {
                 Ok(Self::Key(path))
             }
@@ -106,7 +106,7 @@ impl Order {
                     servers,
                     valid_for: valid_for.unwrap_or(Duration::from_secs(30)),
                     protocol: protocol.unwrap_or(DEFAULT_PROTOCOL_ID),
-                    user_data: user_data.unwrap_or([0; 256]),
+                    user_data: user_data.unwrap_or_else(|| Box::new([0; 256])),
                 },
             }),
             _ => Err("--key, --client and --server are needed (or --new-key); see --help".into()),
@@ -127,8 +127,8 @@ fn number(text: &str) -> Result<u64, &'static str> {
         .map_err(|_| "expected a number of 64 bits, such as 7 or 0x7")
 }
 
-fn padded(text: &str) -> Result<[u8; 256], &'static str> {
-    let mut bytes = [0; 256];
+fn padded(text: &str) -> Result<Box<[u8; 256]>, &'static str> {
+    let mut bytes = Box::new([0; 256]);
     bytes
         .get_mut(..text.len())
         .ok_or("expected at most 256 bytes")?

@@ -116,10 +116,14 @@ fn client(app: &mut App, id: ClientId) {
     ))
     .insert_resource(LocalInput(Row(1)))
     .add_systems(Update, show.run_if(on_timer(Duration::from_secs(1))))
-    .add_observer(|end: On<Disconnected>, mut exit: MessageWriter<AppExit>| {
+    .add_observer(give_up);
+}
+
+fn give_up(end: On<Disconnected>, mut exit: MessageWriter<AppExit>) {
+    if end.reason != DisconnectReason::ClientLeft {
         error!("{}", end.reason);
         exit.write(AppExit::error());
-    });
+    }
 }
 
 fn unix_time() -> Duration {

@@ -4,8 +4,8 @@
 //!
 //! - From a [connect token](crate::transport::udp::token): the back end made it for one client id.
 //! - From credentials that the client shows when it says hello, checked by the
-//!   [`Verifier`](crate::server::ServerConfig::verifier) that the server was given. [`JwtVerifier`] (feature `jwt`)
-//!   checks JSON Web Tokens, which most back ends can issue already.
+//!   [`Verifier`](crate::server::ServerConfig::verifier) that the server was given. `JwtVerifier` (feature `jwt`) checks
+//!   JSON Web Tokens, which most back ends can issue already.
 //! - Not at all: without either, a client claims a number, and [`verified`](Identity::verified) is false. Such an
 //!   identity keeps honest players apart and nobody else.
 //!

@@ -1,7 +1,7 @@
 //! Links over the `RenetServer` and `RenetClient` that a game already has, with whatever transport is under them:
 //! netcode, Steam, one of its own.
 //!
-//! For games that use [bevy_renet](::bevy_renet) and want to keep it: for its relays, or for messages they send already.
+//! For games that use [`bevy_renet`] and want to keep it: for its relays, or for messages they send already.
 //! All of bevy_tandem then travels over one unreliable channel of theirs. The other channels go on as before.
 //!
 //! ```no_run

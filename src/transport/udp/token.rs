@@ -69,8 +69,7 @@ pub enum TokenError {
     Forged,
     /// It is for another game, or for another version of this one.
     #[error(
-        "the connect token is for protocol {token:#018x}, the server speaks {server:#018x}; \
-         build client, server and back end from the same version"
+        "the connect token is for protocol {token:#x}, not {server:#x}; build all sides from the same version"
     )]
     WrongProtocol {
         /// The protocol id in the token.
@@ -623,6 +622,22 @@ mod tests {
             matches!(opened, Err(TokenError::Forged)),
             "whatever it says it is for: {opened:?}"
         );
+    }
+
+    #[test]
+    fn refusals_are_short_enough_to_be_sent() {
+        // A WebSocket can be closed with 123 bytes of text.
+        for error in [
+            TokenError::Expired,
+            TokenError::Forged,
+            TokenError::WrongServer,
+            TokenError::WrongProtocol {
+                token: u64::MAX,
+                server: u64::MAX,
+            },
+        ] {
+            assert!(error.to_string().len() <= 120, "{error}");
+        }
     }
 
     #[test]
