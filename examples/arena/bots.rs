@@ -1,7 +1,8 @@
 //! Load for an arena server: many real clients, without windows.
 //!
-//!     cargo bots --count N [--udp ADDR] [--seconds S] [--latency-ms L] [--jitter-ms J] [--loss P]
-//!                [--churn R] [--key FILE] [--seed K] [--still] [--report FILE]
+//!     cargo bots --count N [--udp ADDR] [--transport udp|ws|mixed] [--ws URL [--ca FILE]] [--seconds S]
+//!                [--latency-ms L] [--jitter-ms J] [--loss P] [--churn R] [--key FILE] [--seed K] [--still]
+//!                [--report FILE]
 //!
 //! The link conditions act in both directions; the latency is one way.
 //!
@@ -17,6 +18,7 @@ mod map;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 use bevy_tandem::headless::report::{self, ClientsReport};
@@ -25,23 +27,27 @@ use bevy_tandem::prelude::LinkConditions;
 use bevy_tandem::transport::udp::token;
 use lexopt::{Parser, ValueExt};
 
-use crowd::{Crowd, CrowdPlan, Way};
+use crowd::{BackEnd, Crowd, CrowdPlan, Way};
 
 /// Cuts a minute: beyond one a second, a client would hardly ever be there.
 const MAX_CHURN: f64 = 60.0;
 
 const USAGE: &str = "\
-usage: cargo bots --count N [--udp ADDR] [--seconds S] [--latency-ms L] [--jitter-ms J] [--loss P]
-                  [--churn R] [--key FILE] [--seed K] [--still] [--report FILE]
+usage: cargo bots --count N [--udp ADDR] [--transport udp|ws|mixed] [--ws URL [--ca FILE]] [--seconds S]
+                  [--latency-ms L] [--jitter-ms J] [--loss P] [--churn R] [--key FILE] [--seed K] [--still]
+                  [--report FILE]
 
   --count N       so many players
   --udp ADDR      of the server; 127.0.0.1:5000 by default
+  --transport T   udp (the default), ws, or mixed: every other one over each
+  --ws URL        of the server, for ws and mixed: ws://127.0.0.1:5001, wss://game.example.org
+  --ca FILE       trust these certificates (PEM) too, for wss://
   --seconds S     leave after so long; by default on Ctrl-C or SIGTERM
   --latency-ms L  delay every datagram, in each direction
   --jitter-ms J   and by up to so much more, at random
   --loss P        lose this share of the datagrams, 0 to 1
   --churn R       each bot cuts its link R times a minute without a goodbye, and comes back
-  --key FILE      of a server that was started with this key: the bots make tokens for themselves
+  --key FILE      of a server that was started with it: the bots make themselves tokens, which name --udp
   --seed K        of what the bots and the link do; 1 by default
   --still         connect and stand still
   --report FILE   write what the players saw as JSON";
@@ -95,6 +101,26 @@ fn print_summary(report: &ClientsReport) {
     );
 }
 
+#[derive(Clone, Copy, Debug)]
+enum Transport {
+    Udp,
+    Ws,
+    Mixed,
+}
+
+impl FromStr for Transport {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "udp" => Ok(Self::Udp),
+            "ws" => Ok(Self::Ws),
+            "mixed" => Ok(Self::Mixed),
+            _ => Err("expected udp, ws or mixed"),
+        }
+    }
+}
+
 #[derive(Debug)]
 struct Options {
     plan: CrowdPlan,
@@ -110,10 +136,14 @@ impl Options {
         let mut conditions = LinkConditions::default();
         let (mut seed, mut still, mut seconds, mut report) = (1, false, None, None);
         let (mut churn_per_minute, mut key) = (0.0, None);
+        let (mut transport, mut ws, mut ca) = (Transport::Udp, None, None);
         while let Some(arg) = parser.next()? {
             match arg {
                 Long("count") => count = Some(parser.value()?.parse()?),
                 Long("udp") => server = parser.value()?.parse()?,
+                Long("transport") => transport = parser.value()?.parse()?,
+                Long("ws") => ws = Some(args::websocket_url(&mut parser)?),
+                Long("ca") => ca = Some(parser.value()?.into()),
                 Long("seconds") => seconds = Some(args::seconds(&mut parser)?),
                 Long("latency-ms") => conditions.latency = args::milliseconds(&mut parser)?,
                 Long("jitter-ms") => conditions.jitter = args::milliseconds(&mut parser)?,
@@ -130,14 +160,27 @@ impl Options {
             }
         }
         let count = count.ok_or("missing option '--count': how many players?")?;
+        if ca.is_some() && !ws.as_ref().is_some_and(|url| url.starts_with("wss://")) {
+            return Err("'--ca' needs '--ws' with a URL that begins with wss://".into());
+        }
+        let web = ws.map(|url| Way::WebSocket { url, ca });
+        let ways = match (transport, web) {
+            (Transport::Udp, None) => vec![Way::Udp(server)],
+            (Transport::Ws, Some(web)) => vec![web],
+            (Transport::Mixed, Some(web)) => vec![Way::Udp(server), web],
+            (Transport::Udp, Some(_)) => {
+                return Err("'--ws' is of no use without '--transport ws' or 'mixed'".into());
+            }
+            (_, None) => return Err("'--transport ws' and 'mixed' need '--ws'".into()),
+        };
         let plan = CrowdPlan {
-            ways: vec![Way::Udp(server)],
+            ways,
             count,
             seed,
             still,
             conditions,
             churn_per_minute,
-            key,
+            back_end: key.map(|key| BackEnd { key, server }),
         };
         Ok(Self {
             plan,
@@ -162,6 +205,19 @@ mod tests {
             &["--count", "3", "--churn", "-1"],
             &["--count", "3", "--churn", "often"],
             &["--count", "3", "--key", "/nowhere/at all"],
+            &["--count", "3", "--transport", "pigeon"],
+            &["--count", "3", "--transport", "ws"],
+            &["--count", "3", "--transport", "mixed"],
+            &["--count", "3", "--ws", "ws://127.0.0.1:5001"],
+            &[
+                "--count",
+                "3",
+                "--transport",
+                "ws",
+                "--ws",
+                "127.0.0.1:5001",
+            ],
+            &["--count", "3", "--ca", "some.pem"],
             &["3"],
         ] {
             let error = Options::parse(Parser::from_args(line)).expect_err("a mistake");

@@ -2,6 +2,7 @@
 #![allow(dead_code)]
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -14,6 +15,7 @@ use bevy_tandem::prelude::*;
 use bevy_tandem::transport::TransportKind;
 use bevy_tandem::transport::udp::token::TokenBuilder;
 use bevy_tandem::transport::udp::{ClientAuth, UdpClientConfig};
+use bevy_tandem::transport::ws::WsClientConfig;
 use fastrand::Rng;
 
 use crate::brain::BrainPlugin;
@@ -52,20 +54,35 @@ pub struct CrowdPlan {
     pub conditions: LinkConditions,
     /// How often each client cuts its link and comes back, in a minute.
     pub churn_per_minute: f64,
-    /// The back end's key, where the server asks for tokens: the crowd then is its own back end.
-    pub key: Option<[u8; 32]>,
+    /// Makes tokens, where the server asks for them.
+    pub back_end: Option<BackEnd>,
+}
+
+/// Who says who the players are: here, the crowd itself.
+#[derive(Clone, Debug)]
+pub struct BackEnd {
+    /// Shared with the server.
+    pub key: [u8; 32],
+    /// What tokens name as the server's address.
+    pub server: SocketAddr,
 }
 
 /// How to reach a server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Way {
     Udp(SocketAddr),
+    WebSocket {
+        url: String,
+        /// Trusted beside the usual ones: for servers with a certificate of their own.
+        ca: Option<PathBuf>,
+    },
 }
 
 impl Way {
     fn kind(&self) -> TransportKind {
         match self {
             Self::Udp(_) => TransportKind::Udp,
+            Self::WebSocket { .. } => TransportKind::WebSocket,
         }
     }
 }
@@ -362,19 +379,33 @@ fn client(plan: &CrowdPlan, way: &Way, index: usize, seed: u64) -> App {
 }
 
 fn config(plan: &CrowdPlan, way: &Way, index: usize) -> ClientConfig {
-    let Way::Udp(server) = *way;
-    let auth = match &plan.key {
-        // Only a bad key could fail, and any 32 bytes are a good one.
-        Some(key) => TokenBuilder::new(index as u64, vec![server])
+    let token = plan.back_end.as_ref().map(|back_end| {
+        TokenBuilder::new(index as u64, vec![back_end.server])
             .valid_for(TOKEN_LIFE)
-            .issue(key)
-            .map(|token| ClientAuth::Token(Box::new(token)))
-            .expect("one address and some seconds"),
-        None => UdpClientConfig::insecure(server).auth,
-    };
-    ClientConfig {
-        udp: Some(auth),
-        ..default()
+            .issue(&back_end.key)
+            .expect("one address and some seconds are a token")
+    });
+    match way {
+        Way::Udp(server) => ClientConfig {
+            udp: Some(match token {
+                Some(token) => ClientAuth::Token(Box::new(token)),
+                None => UdpClientConfig::insecure(*server).auth,
+            }),
+            ..default()
+        },
+        Way::WebSocket { url, ca } => {
+            let mut config = WsClientConfig {
+                ca: ca.clone(),
+                ..WsClientConfig::new(url)
+            };
+            if let Some(token) = &token {
+                config.auth = token.into();
+            }
+            ClientConfig {
+                websocket: Some(config),
+                ..default()
+            }
+        }
     }
 }
 

@@ -5,6 +5,7 @@ use std::net::{SocketAddr, UdpSocket};
 use bevy::prelude::*;
 use bevy_tandem::headless::HeadlessPlugin;
 use bevy_tandem::prelude::*;
+use bevy_tandem::transport::ws::{WsServer, WsServerConfig};
 use fastrand::Rng;
 
 use crate::game::{self, Debris};
@@ -31,9 +32,21 @@ pub fn server(config: ServerConfig, statics: u32, headless: HeadlessPlugin) -> A
     app
 }
 
-/// Why nobody can listen on this address, if so.
-pub fn listen_error(address: SocketAddr) -> Option<std::io::Error> {
-    UdpSocket::bind(address).err()
+/// Why nobody can listen as this configuration says, if so.
+pub fn listen_error(config: &ServerConfig) -> Option<String> {
+    if let Some(address) = config.udp
+        && let Err(error) = UdpSocket::bind(address)
+    {
+        return Some(format!("cannot listen on {address}: {error}"));
+    }
+    // Tried with all it needs: certificates may be missing, too.
+    let websocket = WsServerConfig {
+        insecure_anywhere: true,
+        ..config.websocket.clone()?
+    };
+    WsServer::bind(websocket)
+        .err()
+        .map(|error| error.to_string())
 }
 
 fn scatter(statics: u32, commands: &mut Commands) {

@@ -1,7 +1,7 @@
 //! The arena in a window.
 //!
 //!     cargo play                                    a match against bots, on this machine
-//!     cargo play --connect ADDR [--name NAME]       a match elsewhere
+//!     cargo play --connect ADDR [--name NAME]       a match elsewhere; an address, or ws:// or wss:// and a host
 //!
 //! WASD steers, the mouse aims, its left button fires, F1 shows what the network does.
 
@@ -31,7 +31,8 @@ use view::ViewPlugin;
 const USAGE: &str = "\
 usage: cargo play [--connect ADDR] [--name NAME]
 
-  --connect ADDR  join this server; by default a match with bots is hosted here
+  --connect ADDR  join this server: 192.0.2.1:5000, or wss://game.example.org; by default a match with bots is
+                  hosted here
   --name NAME     what others see; your login name by default";
 const BOTS: usize = 6;
 
@@ -42,12 +43,12 @@ fn main() -> AppExit {
             "there is no display (neither DISPLAY nor WAYLAND_DISPLAY is set); `cargo serve` needs none",
         );
     }
-    let server = options.connect.unwrap_or_else(host_match);
+    let server = options.connect.unwrap_or_else(|| host_match().to_string());
 
     let mut app = App::new();
     app.add_plugins((
         DefaultPlugins.set(view::window()).set(view::assets()),
-        TandemClientPlugins::connect(&server.to_string()).named(options.name),
+        TandemClientPlugins::connect(&server).named(options.name),
         game::game,
         ViewPlugin {
             screenshot: options.screenshot,
@@ -81,7 +82,7 @@ fn host_match() -> SocketAddr {
             still: false,
             conditions: LinkConditions::default(),
             churn_per_minute: 0.0,
-            key: None,
+            back_end: None,
         };
         Crowd::new(&plan).play(None, || false);
     });
@@ -91,7 +92,7 @@ fn host_match() -> SocketAddr {
 /// The usual address, or another on this machine if that one is taken.
 fn free_address() -> SocketAddr {
     let usual = host::default_address();
-    if host::listen_error(usual).is_none() {
+    if UdpSocket::bind(usual).is_ok() {
         return usual;
     }
     let any = SocketAddr::from(([127, 0, 0, 1], 0));
@@ -108,7 +109,8 @@ fn has_display() -> bool {
 
 #[derive(Debug)]
 struct Options {
-    connect: Option<SocketAddr>,
+    /// Where [`TandemClientPlugins::connect`] connects to.
+    connect: Option<String>,
     name: String,
     /// For looking at the game without hands: a bot plays for the person.
     autopilot: bool,
@@ -124,7 +126,7 @@ impl Options {
         let mut seconds = Duration::from_secs(10);
         while let Some(arg) = parser.next()? {
             match arg {
-                Long("connect") => connect = Some(parser.value()?.parse()?),
+                Long("connect") => connect = Some(args::server(&mut parser)?),
                 Long("name") => name = parser.value()?.string()?,
                 Long("autopilot") => autopilot = true,
                 Long("screenshot") => screenshot = Some(PathBuf::from(parser.value()?)),
@@ -153,6 +155,8 @@ mod tests {
     fn mistakes_are_answered_in_one_line() {
         for line in [
             &["--connect", "home"][..],
+            &["--connect", "http://home"],
+            &["--connect", "ws://"],
             &["--name", ""],
             &["--name", "far too long for anybody to want to read"],
             &["--port", "1"],

@@ -1,7 +1,8 @@
 //! A dedicated server for the arena: no window, no renderer.
 //!
-//!     cargo serve [--udp ADDR] [--key FILE [--public ADDR]] [--insecure] [--resume-window S]
-//!                 [--seconds S] [--statics N] [--report FILE]
+//!     cargo serve [--udp ADDR] [--ws ADDR [--tls-cert FILE --tls-key FILE] [--web DIR]]
+//!                 [--key FILE [--public ADDR]] [--insecure] [--resume-window S] [--seconds S] [--statics N]
+//!                 [--report FILE]
 //!
 //! Ctrl-C and SIGTERM tell the players and leave.
 
@@ -9,7 +10,7 @@ mod game;
 mod host;
 mod map;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -18,13 +19,19 @@ use bevy::prelude::*;
 use bevy_tandem::headless::{HeadlessPlugin, args};
 use bevy_tandem::prelude::*;
 use bevy_tandem::transport::udp::{Auth, token};
+use bevy_tandem::transport::ws::{TlsFiles, WsServerConfig};
 use lexopt::{Parser, ValueExt};
 
 const USAGE: &str = "\
-usage: cargo serve [--udp ADDR] [--key FILE [--public ADDR]] [--insecure] [--resume-window S]
-                   [--seconds S] [--statics N] [--report FILE]
+usage: cargo serve [--udp ADDR] [--ws ADDR [--tls-cert FILE --tls-key FILE] [--web DIR]]
+                   [--key FILE [--public ADDR]] [--insecure] [--resume-window S] [--seconds S] [--statics N]
+                   [--report FILE]
 
   --udp ADDR         listen here; 127.0.0.1:5000 by default, 0.0.0.0:5000 for everybody
+  --ws ADDR          listen here too, for WebSocket: 127.0.0.1:5001
+  --tls-cert FILE    with this certificate (PEM), so that clients connect to wss://
+  --tls-key FILE     and its key (PEM); both are read again when they change
+  --web DIR          serve the browser build in this folder there as well
   --key FILE         let in who has a connect token made with this key
   --public ADDR      what tokens name as the server's address; where it listens by default
   --insecure         without a key, let other machines in too
@@ -35,12 +42,10 @@ usage: cargo serve [--udp ADDR] [--key FILE [--public ADDR]] [--insecure] [--res
 
 fn main() -> AppExit {
     let options = args::or_fail(Options::parse(Parser::from_env()));
-    if let Some(address) = options.config.udp {
-        if let Some(error) = host::listen_error(address) {
-            args::fail(format_args!("cannot listen on {address}: {error}"));
-        }
-        println!("Listening on {address}. Join with: cargo play --connect {address}");
+    if let Some(error) = host::listen_error(&options.config) {
+        args::fail(error);
     }
+    announce(&options.config);
     let headless = HeadlessPlugin {
         run_for: options.seconds,
         report: options.report,
@@ -49,6 +54,23 @@ fn main() -> AppExit {
     host::server(options.config, options.statics, headless)
         .add_plugins(LogPlugin::default())
         .run()
+}
+
+/// Says how to join.
+fn announce(config: &ServerConfig) {
+    if let Some(address) = config.udp {
+        println!("Listening on {address}. Join with: cargo play --connect {address}");
+    }
+    if let Some(ws) = &config.websocket {
+        let s = if ws.tls.is_some() { "s" } else { "" };
+        println!(
+            "Listening on {0}. Join with: cargo play --connect ws{s}://{0}",
+            ws.addr
+        );
+        if ws.web.is_some() {
+            println!("Or in a browser: http{s}://{}", ws.addr);
+        }
+    }
 }
 
 struct Options {
@@ -63,11 +85,16 @@ impl Options {
         use lexopt::Arg::{Long, Short};
         let mut config = ServerConfig::default();
         let mut udp = host::default_address();
+        let (mut ws, mut tls_cert, mut tls_key, mut web) = (None, None, None, None);
         let (mut key, mut public) = (None::<PathBuf>, None::<SocketAddr>);
         let (mut seconds, mut statics, mut report) = (None, 0, None);
         while let Some(arg) = parser.next()? {
             match arg {
                 Long("udp") => udp = parser.value()?.parse()?,
+                Long("ws") => ws = Some(parser.value()?.parse()?),
+                Long("tls-cert") => tls_cert = Some(parser.value()?.into()),
+                Long("tls-key") => tls_key = Some(parser.value()?.into()),
+                Long("web") => web = Some(parser.value()?.into()),
                 Long("key") => key = Some(parser.value()?.into()),
                 Long("public") => public = Some(parser.value()?.parse()?),
                 Long("insecure") => config.insecure_anywhere = true,
@@ -79,30 +106,20 @@ impl Options {
                 other => return Err(other.unexpected()),
             }
         }
-        let is_insecure = config.insecure_anywhere;
-        match key {
-            Some(_) if is_insecure => {
-                return Err("'--key' and '--insecure' exclude each other".into());
-            }
-            Some(_) if public.is_none() && udp.ip().is_unspecified() => {
-                return Err(format!(
-                    "tokens cannot name {udp}: give '--public', where players reach it"
-                )
-                .into());
-            }
-            None if public.is_some() => return Err("'--public' needs '--key'".into()),
-            None if !is_insecure && !udp.ip().is_loopback() => {
-                return Err(format!(
-                    "whoever reaches {udp} could play as anybody: give '--key', or '--insecure' if they may"
-                )
-                .into());
-            }
-            Some(file) => {
-                let private_key = token::read_key(file).map_err(|error| error.to_string())?;
-                config.auth = Auth::Secure { private_key };
-            }
-            None => {}
+        let tls = match (tls_cert, tls_key) {
+            (Some(cert), Some(key)) => Some(TlsFiles { cert, key }),
+            (None, None) => None,
+            _ => return Err("'--tls-cert' and '--tls-key' need each other".into()),
+        };
+        if ws.is_none() && (tls.is_some() || web.is_some()) {
+            return Err("'--tls-cert', '--tls-key' and '--web' need '--ws'".into());
         }
+        config.websocket = ws.map(|addr| WsServerConfig {
+            tls,
+            web,
+            ..WsServerConfig::new(addr)
+        });
+        config.auth = auth(key, public, config.insecure_anywhere, [Some(udp), ws])?;
         config.udp = Some(udp);
         config.public_addresses.extend(public);
         Ok(Self {
@@ -112,6 +129,41 @@ impl Options {
             report,
         })
     }
+}
+
+/// Who may join a server with these addresses.
+fn auth(
+    key: Option<PathBuf>,
+    public: Option<SocketAddr>,
+    is_insecure: bool,
+    addresses: [Option<SocketAddr>; 2],
+) -> Result<Auth, lexopt::Error> {
+    let first = |is_meant: fn(&IpAddr) -> bool| {
+        let mut addresses = addresses.into_iter().flatten();
+        addresses.find(|addr| is_meant(&addr.ip()))
+    };
+    let Some(file) = key else {
+        if public.is_some() {
+            return Err("'--public' needs '--key'".into());
+        }
+        return match first(|ip| !ip.is_loopback()) {
+            Some(addr) if !is_insecure => Err(format!(
+                "whoever reaches {addr} could play as anybody: give '--key', or '--insecure' if they may"
+            )
+            .into()),
+            _ => Ok(Auth::Insecure),
+        };
+    };
+    if is_insecure {
+        return Err("'--key' and '--insecure' exclude each other".into());
+    }
+    if let Some(addr) = first(IpAddr::is_unspecified).filter(|_| public.is_none()) {
+        return Err(
+            format!("tokens cannot name {addr}: give '--public', where players reach it").into(),
+        );
+    }
+    let private_key = token::read_key(file).map_err(|error| error.to_string())?;
+    Ok(Auth::Secure { private_key })
 }
 
 #[cfg(test)]
@@ -128,6 +180,11 @@ mod tests {
             &["--port=1"],
             &["extra"],
             &["--udp", "0.0.0.0:5000"],
+            &["--ws", "0.0.0.0:5001"],
+            &["--ws", "here"],
+            &["--web", "target/web"],
+            &["--ws", "127.0.0.1:5001", "--tls-cert", "some.pem"],
+            &["--tls-cert", "some.pem", "--tls-key", "some.pem"],
             &["--resume-window", "long"],
             &["--public", "192.0.2.1:5000"],
             &["--key", "/nowhere/at all"],

@@ -1,6 +1,7 @@
 //! Command lines that answer a mistake with one line instead of a backtrace.
 
 use std::fmt::Display;
+use std::net::SocketAddr;
 use std::process;
 use std::time::Duration;
 
@@ -76,6 +77,52 @@ pub fn number(parser: &mut lexopt::Parser, max: f64) -> Result<f64, lexopt::Erro
     })
 }
 
+/// The value of the current option as the URL of a WebSocket server: `ws://host[:port][/path]`, or `wss://`.
+///
+/// # Errors
+///
+/// No value follows, or it is not such a URL.
+pub fn websocket_url(parser: &mut lexopt::Parser) -> Result<String, lexopt::Error> {
+    parser.value()?.parse_with(|text| {
+        is_websocket_url(text)
+            .then(|| text.to_owned())
+            .ok_or("expected a URL such as ws://127.0.0.1:5001 or wss://game.example.org")
+    })
+}
+
+/// The value of the current option as where a server is: an address with its port, for UDP, or the URL of a WebSocket
+/// server.
+///
+/// # Errors
+///
+/// No value follows, or it is neither.
+pub fn server(parser: &mut lexopt::Parser) -> Result<String, lexopt::Error> {
+    parser.value()?.parse_with(|text| {
+        (is_websocket_url(text) || text.parse::<SocketAddr>().is_ok())
+            .then(|| text.to_owned())
+            .ok_or("expected an address such as 127.0.0.1:5000, or a URL such as wss://game.example.org")
+    })
+}
+
+fn is_websocket_url(text: &str) -> bool {
+    let Some(rest) = text
+        .strip_prefix("ws://")
+        .or_else(|| text.strip_prefix("wss://"))
+    else {
+        return false;
+    };
+    let authority = rest.split(['/', '?']).next().unwrap_or_default();
+    let (host, port) = match authority.rsplit_once(':') {
+        // The colons within brackets are those of an IPv6 address.
+        Some((host, port)) if !port.ends_with(']') => (host, Some(port)),
+        _ => (authority, None),
+    };
+    let is_odd = |c: char| c.is_whitespace() || c.is_control() || matches!(c, '@' | '#' | '\\');
+    !host.is_empty()
+        && !text.contains(is_odd)
+        && port.is_none_or(|port| port.parse::<u16>().is_ok_and(|port| port != 0))
+}
+
 fn parse_duration(text: &str, unit_seconds: f64, expected: &str) -> Result<Duration, String> {
     text.parse::<f64>()
         .ok()
@@ -116,6 +163,47 @@ mod tests {
         for bad in ["-1", "61", "NaN", "inf", "six"] {
             let error = number(&mut parser(bad), 60.0).expect_err(bad).to_string();
             assert!(error.contains("60"), "{bad}: {error}");
+        }
+    }
+
+    #[test]
+    fn websocket_urls_are_told_from_others() {
+        for good in [
+            "ws://127.0.0.1:5001",
+            "ws://[::1]:5001/play",
+            "ws://[::1]",
+            "wss://game.example.org",
+            "wss://game.example.org/match?room=7",
+        ] {
+            assert_eq!(
+                websocket_url(&mut parser(good)).ok().as_deref(),
+                Some(good)
+            );
+        }
+        for bad in [
+            "127.0.0.1:5001",
+            "http://example.org",
+            "ws://",
+            "ws://:5001",
+            "ws:///play",
+            "ws://host:port",
+            "ws://host:70000",
+            "ws://host:0",
+            "ws://user@host",
+            "ws://a host",
+        ] {
+            let error = websocket_url(&mut parser(bad)).expect_err(bad).to_string();
+            assert!(error.contains("wss://"), "{bad}: {error}");
+        }
+    }
+
+    #[test]
+    fn servers_are_addresses_or_urls() {
+        for good in ["127.0.0.1:5000", "[::1]:5000", "ws://localhost:5001"] {
+            assert_eq!(server(&mut parser(good)).ok().as_deref(), Some(good));
+        }
+        for bad in ["home", "127.0.0.1", "http://home"] {
+            assert!(server(&mut parser(bad)).is_err(), "{bad} is no server");
         }
     }
 

@@ -102,6 +102,7 @@ impl Default for ServerConfig {
             #[cfg(feature = "websocket")]
             websocket: None,
             auth: Auth::Insecure,
+            insecure_anywhere: false,
             public_addresses: Vec::new(),
             tick_rate_hz: 60.0,
             send_rate_hz: 30.0,

@@ -6,6 +6,7 @@
 //!
 //! - [`udp`]: the internet, encrypted and authenticated by netcode 1.02 (`renetcode`).
 //! - [`ws`]: WebSocket, for browsers and for networks that block UDP.
+//! - `renet_bridge` (feature `bevy_renet`): the `RenetServer` and `RenetClient` of a game that has them.
 //! - [`local`]: two apps in one process, with an exactly repeatable network between them.
 //! - [`conditioner`]: makes any of them as bad as a real network.
 //!
@@ -21,6 +22,8 @@ use crate::protocol::handshake::DisconnectReason;
 pub mod conditioner;
 pub mod filter;
 pub mod local;
+#[cfg(all(feature = "bevy_renet", not(target_family = "wasm")))]
+pub mod renet_bridge;
 mod shared;
 #[cfg(not(target_family = "wasm"))]
 pub mod udp;
