@@ -107,10 +107,15 @@ impl Mailbox {
         }
     }
 
+    /// The number of a message, and the message.
+    pub fn split(bytes: &[u8]) -> Result<(u32, &[u8]), Violation> {
+        serial::decode_prefix(bytes)
+            .map_err(|error| Violation(format!("a message's number: {error}")))
+    }
+
     /// Takes a message as it came over a numbered channel: `None` if it was taken before.
     pub fn accept(&mut self, stream: Stream, bytes: &Bytes) -> Result<Option<Bytes>, Violation> {
-        let (number, rest) = serial::decode_prefix::<u32>(bytes)
-            .map_err(|error| Violation(format!("a message's number: {error}")))?;
+        let (number, rest) = Self::split(bytes)?;
         match self.inbox.accept(stream, number) {
             Accept::New => Ok(Some(bytes.slice_ref(rest))),
             Accept::Duplicate => Ok(None),

@@ -303,7 +303,7 @@ fn writing_more_than_a_channel_holds_does_not_end_the_connection() {
         tell_clients(&mut net, Target::All, Blob(vec![n; 50_000]));
     }
     let (mut up, mut down) = (Vec::new(), Vec::new());
-    for _ in 0..1_200 {
+    for _ in 0..3_600 {
         net.run(Ticks(1));
         up.extend(server_inbox::<Blob>(&mut net).iter().map(|(_, m)| m.0[0]));
         down.extend(inbox::<Blob>(&mut net, ada).iter().map(|m| m.0[0]));

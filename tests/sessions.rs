@@ -835,7 +835,7 @@ fn tokens_let_in_whom_the_back_end_vouches_for() {
     let mut apps = [&mut server, &mut honest, &mut forger, &mut stranger];
     wait_until("gets in", &mut apps, |apps| is_in(apps[1]));
     wait_until("are refused", &mut apps, |apps| {
-        let is_refused = |app: &App| matches!(state(app), ConnectionState::Disconnected { .. });
+        let is_refused = |app: &App| state(app) == ConnectionState::Failed;
         is_refused(apps[2]) && is_refused(apps[3])
     });
     assert_eq!(server.world().resource::<Log>().joined, ["Ada"]);

@@ -175,10 +175,7 @@ mod tests {
             "wss://game.example.org",
             "wss://game.example.org/match?room=7",
         ] {
-            assert_eq!(
-                websocket_url(&mut parser(good)).ok().as_deref(),
-                Some(good)
-            );
+            assert_eq!(websocket_url(&mut parser(good)).ok().as_deref(), Some(good));
         }
         for bad in [
             "127.0.0.1:5001",

@@ -143,7 +143,7 @@ pub struct SessionLimits {
     /// tick, 60 a second, of at most 260 bytes (15 kB/s); up to 130 a second at faster ticks. After a stall of the
     /// network, two seconds of them come at once.
     pub inputs: TrafficLimit,
-    /// The game's messages. Default: 60 a second and 120 at once, 64 KiB/s and 128 KiB at once: one for each tick, and
+    /// The game's messages. Default: 240 a second and 480 at once, 64 KiB/s and 128 KiB at once: four for each tick, and
     /// two seconds of them after a stall.
     pub messages: TrafficLimit,
     /// What other players must read. Default: 2 a second and 8 at once, 2 KiB/s and 8 KiB at once: more than anybody
@@ -168,7 +168,7 @@ impl Default for SessionLimits {
         };
         Self {
             inputs: limit(150, 300, 64, 128),
-            messages: limit(60, 120, 64, 128),
+            messages: limit(240, 480, 64, 128),
             chat: limit(2, 8, 2, 8),
         }
     }

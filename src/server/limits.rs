@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use bevy::prelude::*;
+use bytes::Bytes;
 
 use super::links::{ClientAddress, Link};
 use super::sessions::send_control;
@@ -14,6 +15,7 @@ use crate::protocol::limits::{
     AddressGate, Answer, BanList, Conduct, Exceeded, GateCounts, GateLimits, Ladder, SessionLimits,
     SessionMeter, Traffic,
 };
+use crate::protocol::reliable::{STREAMS, Stream};
 
 /// What clients and addresses may do.
 #[derive(Clone, Copy, Debug, Default)]
@@ -44,7 +46,15 @@ pub(super) struct Limits {
     meter: SessionMeter,
     conduct: Conduct,
     ladder: Ladder,
+    /// For each stream, the next message, until it may be taken.
+    held: [Option<Bytes>; STREAMS],
+    /// When holding messages back last counted against the client.
+    struck_at: Duration,
 }
+
+/// Reliable messages beyond the limit are not lost but wait, which an honest client sees only as a delay. It counts
+/// against it this often, twice as fast as it is forgiven by default.
+const STRIKE_EVERY: Duration = Duration::from_millis(250);
 
 impl Limits {
     pub fn new(settings: &LimitSettings) -> Self {
@@ -52,7 +62,50 @@ impl Limits {
             meter: SessionMeter::new(&settings.session),
             conduct: Conduct::default(),
             ladder: settings.ladder,
+            held: [None, None],
+            struck_at: Duration::ZERO,
         }
+    }
+
+    /// The message that waits to be taken.
+    pub fn take_held(&mut self, stream: Stream) -> Option<Bytes> {
+        self.held[stream.index()].take()
+    }
+
+    /// Whether messages wait.
+    pub fn is_holding(&self) -> bool {
+        self.held.iter().any(Option::is_some)
+    }
+
+    /// A new link: what was kept back comes again over it.
+    pub fn start_link(&mut self) {
+        self.held = [None, None];
+    }
+
+    /// Keeps a message back, with all that come after it. Tells what to do about it, if it is time.
+    pub fn hold(
+        &mut self,
+        now: Duration,
+        stream: Stream,
+        message: Bytes,
+        exceeded: Exceeded,
+    ) -> Option<(Answer, Exceeded)> {
+        self.held[stream.index()] = Some(message);
+        if now.saturating_sub(self.struck_at) < STRIKE_EVERY {
+            return None;
+        }
+        self.struck_at = now;
+        Some((self.conduct.breach(&self.ladder, now), exceeded))
+    }
+
+    /// Whether so many bytes may be taken now.
+    pub fn may_take(
+        &mut self,
+        now: Duration,
+        traffic: Traffic,
+        bytes: usize,
+    ) -> Result<(), Exceeded> {
+        self.meter.take(traffic, bytes, now)
     }
 
     /// Whether so many bytes may be taken now; if not, what to do about it.

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bevy::platform::collections::HashMap;
 use bevy::prelude::*;
+use bytes::Bytes;
 use smallvec::SmallVec;
 
 use super::inputs::SessionInputs;
@@ -13,11 +14,11 @@ use super::send::Outgoing;
 use super::sessions::{self, SessionSettings};
 use super::{ServerStats, TransportCount};
 use crate::mailbox::{Letter, Mailbox};
-use crate::message;
+use crate::message::{self, Channel, MessageEntry};
 use crate::peer::{CONTROL_CHANNEL, Carrier, ChunkKind, Peer};
 use crate::protocol::handshake::{DisconnectReason, Request};
 use crate::protocol::limits::Traffic;
-use crate::protocol::reliable::Taken;
+use crate::protocol::reliable::{Stream, Taken};
 use crate::registry::Registry;
 use crate::schedule::CurrentTick;
 use crate::server::collect::Replication;
@@ -228,6 +229,7 @@ pub(super) fn receive(world: &mut World, ends: &mut QueryState<SessionEnd>) {
         }
         links.events = events;
         sessions::greet(world, links, now, delta);
+        receive_held(world, ends, now, &mut ended);
         find_silent(world, ends, now, delta, &mut ended);
         for (session, link, reason) in ended {
             // Resumed over another link meanwhile, the session has no more to do with this one.
@@ -334,57 +336,120 @@ pub(super) fn deliver_receipts(world: &mut World, session: Entity, letters: &[Le
     }
 }
 
+fn violation(error: &dyn std::fmt::Display) -> DisconnectReason {
+    DisconnectReason::ProtocolViolation(format!("malformed message: {error}"))
+}
+
 /// Hands messages to the game.
 fn receive_messages(
     world: &mut World,
     now: Duration,
     session: Entity,
 ) -> Result<(), DisconnectReason> {
-    let violation = |error: &dyn std::fmt::Display| {
-        DisconnectReason::ProtocolViolation(format!("malformed message: {error}"))
-    };
-    for channel in CONTROL_CHANNEL..=3 {
-        while let Some(bytes) = world
-            .get_mut::<Link>(session)
-            .and_then(|mut link| link.peer.next_message(channel))
-        {
-            if channel == CONTROL_CHANNEL {
-                let request = serial::decode(&bytes).map_err(|_| violation(&"not a request"))?;
-                match request {
-                    Request::Resync => resync(world, session),
-                    Request::ConfirmToken { receipt } => {
-                        sessions::confirm_token(world, session, receipt);
-                    }
-                }
-                continue;
-            }
-            let body = match message::Channel::from_id(channel).and_then(message::Channel::stream) {
-                None => Some(bytes),
-                Some(stream) => {
-                    let Some(mut mail) = world.get_mut::<SessionMail>(session) else {
-                        return Ok(());
-                    };
-                    mail.0
-                        .accept(stream, &bytes)
-                        .map_err(|broken| DisconnectReason::ProtocolViolation(broken.to_string()))?
-                }
-            };
-            let Some(bytes) = body else { continue };
-            let (id, body) = message::split(&bytes).map_err(|error| violation(&error))?;
-            let entry = world.resource::<Registry>().messages.get(id).copied();
-            let Some(entry) = entry.filter(|entry| entry.channel.id() == channel) else {
-                return Err(violation(&format_args!("no message number {id}")));
-            };
-            if let Some(mut limits) = world.get_mut::<Limits>(session)
-                && let Err(excess) = limits.take(now, entry.traffic, bytes.len())
-            {
-                limits::answer(world, session, excess)?;
-                continue;
-            }
-            (entry.receive_on_server)(world, session, body).map_err(|error| violation(&error))?;
+    while let Some(bytes) = next_message(world, session, CONTROL_CHANNEL) {
+        match serial::decode(&bytes).map_err(|_| violation(&"not a request"))? {
+            Request::Resync => resync(world, session),
+            Request::ConfirmToken { receipt } => sessions::confirm_token(world, session, receipt),
+        }
+    }
+    for channel in [Channel::ReliableOrdered, Channel::ReliableUnordered] {
+        if let Some(stream) = channel.stream() {
+            receive_numbered(world, now, session, channel, stream)?;
+        }
+    }
+    while let Some(bytes) = next_message(world, session, Channel::Unreliable.id()) {
+        let (entry, body) = find_entry(world, Channel::Unreliable, &bytes)?;
+        let excess = world
+            .get_mut::<Limits>(session)
+            .and_then(|mut limits| limits.take(now, entry.traffic, bytes.len()).err());
+        match excess {
+            Some(excess) => limits::answer(world, session, excess)?,
+            None => (entry.receive_on_server)(world, session, body)
+                .map_err(|error| violation(&error))?,
         }
     }
     Ok(())
+}
+
+fn next_message(world: &mut World, session: Entity, channel: u8) -> Option<Bytes> {
+    world.get_mut::<Link>(session)?.peer.next_message(channel)
+}
+
+/// The type of a message, and the rest of it.
+fn find_entry<'a>(
+    world: &World,
+    channel: Channel,
+    bytes: &'a [u8],
+) -> Result<(MessageEntry, &'a [u8]), DisconnectReason> {
+    let (id, body) = message::split(bytes).map_err(|error| violation(&error))?;
+    let entry = world.resource::<Registry>().messages.get(id).copied();
+    match entry.filter(|entry| entry.channel == channel) {
+        Some(entry) => Ok((entry, body)),
+        None => Err(violation(&format_args!("no message number {id}"))),
+    }
+}
+
+/// Hands reliable messages to the game, as far as the client's limits go. The others wait: only chat is lost.
+fn receive_numbered(
+    world: &mut World,
+    now: Duration,
+    session: Entity,
+    channel: Channel,
+    stream: Stream,
+) -> Result<(), DisconnectReason> {
+    loop {
+        let held = world
+            .get_mut::<Limits>(session)
+            .and_then(|mut limits| limits.take_held(stream));
+        let Some(bytes) = held.or_else(|| next_message(world, session, channel.id())) else {
+            return Ok(());
+        };
+        let (_, numbered) = Mailbox::split(&bytes).map_err(|error| violation(&error))?;
+        let (entry, body) = find_entry(world, channel, numbered)?;
+        let mut is_dropped = false;
+        if let Some(mut limits) = world.get_mut::<Limits>(session) {
+            if entry.traffic == Traffic::Chat {
+                // Chat that waits would hold up what comes after it, and nobody wants to read it late.
+                if let Err(excess) = limits.take(now, entry.traffic, bytes.len()) {
+                    limits::answer(world, session, excess)?;
+                    is_dropped = true;
+                }
+            } else if let Err(exceeded) = limits.may_take(now, entry.traffic, bytes.len()) {
+                let answer = limits.hold(now, stream, bytes.clone(), exceeded);
+                return answer.map_or(Ok(()), |answer| limits::answer(world, session, answer));
+            }
+        }
+        let Some(mut mail) = world.get_mut::<SessionMail>(session) else {
+            return Ok(());
+        };
+        let is_new = mail
+            .0
+            .accept(stream, &bytes)
+            .map_err(|broken| DisconnectReason::ProtocolViolation(broken.to_string()))?
+            .is_some();
+        if is_new && !is_dropped {
+            (entry.receive_on_server)(world, session, body).map_err(|error| violation(&error))?;
+        }
+    }
+}
+
+/// Goes on with the messages that had to wait.
+fn receive_held(
+    world: &mut World,
+    ends: &mut QueryState<SessionEnd>,
+    now: Duration,
+    ended: &mut Vec<(Entity, LinkId, DisconnectReason)>,
+) {
+    let waiting: Vec<_> = ends
+        .iter(world)
+        .filter(|(.., limits)| limits.is_holding())
+        .map(|(session, link, ..)| (session, link.id))
+        .collect();
+    for (session, link) in waiting {
+        if let Err(reason) = receive_messages(world, now, session) {
+            ended.push((session, link, reason));
+        }
+    }
 }
 
 /// It is work, so a client gets it once in two seconds (at 60 Hz); an honest one hardly ever asks.

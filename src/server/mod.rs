@@ -106,7 +106,6 @@ impl Default for ServerConfig {
             public_addresses: Vec::new(),
             tick_rate_hz: 60.0,
             send_rate_hz: 30.0,
-            insecure_anywhere: false,
             verifier: None,
             game_version: String::new(),
             max_sessions: 10_000,

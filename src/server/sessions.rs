@@ -415,6 +415,7 @@ fn resume(
         .insert(SessionInputs::default());
     if let Some(mut limits) = world.get_mut::<Limits>(session) {
         let backlog = OutboxLimits::CLIENT;
+        limits.start_link();
         limits.allow_backlog(backlog.max_messages, backlog.max_bytes);
     }
     move_address(world, now, session, &info);

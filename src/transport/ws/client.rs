@@ -516,3 +516,56 @@ fn runtime() -> Result<&'static Runtime, WsConnectError> {
         .as_ref()
         .map_err(|error| WsConnectError::Thread(error.clone()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls_lead_where_they_say() {
+        for (url, secure, host, port) in [
+            ("ws://127.0.0.1:5001", false, "127.0.0.1", 5001),
+            ("wss://game.example.org", true, "game.example.org", 443),
+            (
+                "ws://game.example.org/play?room=1",
+                false,
+                "game.example.org",
+                80,
+            ),
+            ("wss://[::1]:99/", true, "::1", 99),
+            ("ws://[2001:db8::7]", false, "2001:db8::7", 80),
+            (" ws://localhost:1 ", false, "localhost", 1),
+        ] {
+            let target = parse_url(url).expect("a URL");
+            assert_eq!(
+                (target.secure, &*target.host, target.port),
+                (secure, host, port),
+                "{url}"
+            );
+        }
+    }
+
+    #[test]
+    fn urls_that_are_none_are_refused_with_a_reason() {
+        for (url, why) in [
+            ("", "cannot be read"),
+            ("localhost:5001", "neither ws:// nor wss://"),
+            ("/play", "neither ws:// nor wss://"),
+            ("http://localhost", "write ws://"),
+            ("https://localhost", "write wss://"),
+            ("udp://localhost", "neither ws:// nor wss://"),
+            ("ws://", "cannot be read"),
+            ("ws://localhost:0", "port 0"),
+            ("ws://localhost:99999", "port"),
+            ("ws://me:secret@localhost", "passwords"),
+            ("ws://local host", "cannot be read"),
+        ] {
+            let error = parse_url(url).expect_err("no URL").to_string();
+            assert!(error.contains(why), "{url:?}: {error}");
+            assert!(
+                error.contains("wss://game.example.org"),
+                "an example: {error}"
+            );
+        }
+    }
+}

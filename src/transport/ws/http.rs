@@ -3,6 +3,7 @@
 //! A connection has one request. So it ends within bounds: what is not a link is gone when its answer is.
 
 use std::convert::Infallible;
+use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -38,7 +39,7 @@ const MAX_DOWNLOADS_PER_ADDRESS: usize = 32;
 const MAX_REQUEST_BYTES: usize = 8 << 10;
 const MAX_HEADERS: usize = 64;
 
-type Body = UnsyncBoxBody<Bytes, std::io::Error>;
+type Body = UnsyncBoxBody<Bytes, io::Error>;
 
 /// Answers requests.
 pub(super) struct Http {
@@ -133,13 +134,19 @@ impl Http {
         }));
         let service = service_fn(|request| {
             let (http, visit, closed) = (self.clone(), visit.clone(), closed.clone());
-            async move { Ok::<_, Infallible>(http.answer(request, &visit, &closed).await) }
+            async move {
+                let mut response = http.answer(request, &visit, &closed).await;
+                if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+                    let headers = response.headers_mut();
+                    headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+                }
+                Ok::<_, Infallible>(response)
+            }
         });
         let mut connection = std::pin::pin!(
             http1::Builder::new()
                 .timer(TokioTimer::new())
                 .header_read_timeout(deadline.saturating_duration_since(Instant::now()))
-                .keep_alive(false)
                 .max_headers(MAX_HEADERS)
                 .max_buf_size(MAX_REQUEST_BYTES)
                 .serve_connection(TokioIo::new(stream), service)
@@ -301,10 +308,10 @@ impl Http {
             return text(StatusCode::METHOD_NOT_ALLOWED, "GET or HEAD\n");
         }
         let mut response = match files.clone().try_call(request).await {
-            Ok(response) if response.status() == StatusCode::NOT_FOUND => {
+            Ok(response) => response.map(BodyExt::boxed_unsync),
+            Err(error) if is_no_file(&error) => {
                 text(StatusCode::NOT_FOUND, "there is no such file\n")
             }
-            Ok(response) => response.map(BodyExt::boxed_unsync),
             Err(_) => text(
                 StatusCode::INTERNAL_SERVER_ERROR,
                 "the file cannot be read\n",
@@ -319,6 +326,16 @@ impl Http {
         );
         response
     }
+}
+
+fn is_no_file(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::NotFound
+            | io::ErrorKind::NotADirectory
+            | io::ErrorKind::InvalidInput
+            | io::ErrorKind::InvalidFilename
+    )
 }
 
 fn is_upgrade(headers: &HeaderMap) -> bool {

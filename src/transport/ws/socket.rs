@@ -389,7 +389,10 @@ mod tests {
     fn written(wire: &Wire) -> Vec<u8> {
         let mut slices = [IoSlice::new(&[]); MAX_SLICES];
         let count = wire.slices(&mut slices);
-        slices[..count].concat()
+        slices[..count]
+            .iter()
+            .flat_map(|slice| slice.to_vec())
+            .collect()
     }
 
     #[test]
