@@ -175,6 +175,13 @@ async function play(way, url, proxies) {
     await arena.steer();
     await arena.seeOtherMove();
     await arena.screenshot(path.join(options.artifacts, `${way}-resumed.png`));
+    if (!options.short) {
+      const eve = await Arena.join(browser, url.replace("Ada", "Eve"));
+      const isEve = (ship) => ship.name === "Eve";
+      await arena.until("another browser is seen", (tandem) => tandem.others.some(isEve));
+      await eve.close();
+      await arena.until("who closes the tab leaves", (tandem) => !tandem.others.some(isEve), 20_000);
+    }
     assert.deepEqual(arena.complaints(), [], "the browser has nothing to complain of");
     return result;
   } catch (error) {
