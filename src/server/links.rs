@@ -23,7 +23,8 @@ use crate::registry::Registry;
 use crate::schedule::CurrentTick;
 use crate::server::collect::Replication;
 use crate::transport::{
-    LinkEvent, LinkId, PeerInfo, ServerTransport, SharedBytes, TransportKind, TransportStats,
+    CloseReason, LinkEvent, LinkId, PeerInfo, ServerTransport, SharedBytes, TransportKind,
+    TransportStats,
 };
 use crate::wire::serial;
 
@@ -221,8 +222,13 @@ pub(super) fn receive(world: &mut World, ends: &mut QueryState<SessionEnd>) {
                 }
                 LinkEvent::Closed { link, reason } => {
                     sessions::forget_greeting(world, links, link);
+                    let reason = match reason {
+                        // Who closes a link does not lose it. A browser's tab that is closed can say no more than this.
+                        CloseReason::ByPeer => DisconnectReason::ClientLeft,
+                        reason => reason.into(),
+                    };
                     if let Some(session) = links.sessions.remove(&link) {
-                        ended.push((session, link, reason.into()));
+                        ended.push((session, link, reason));
                     }
                 }
             }
