@@ -317,7 +317,7 @@ impl Peer {
                 Some(kind @ (ChunkKind::Renet | ChunkKind::Message)) => {
                     match (&mut self.messages, kind) {
                         (Messages::InPackets(packets), ChunkKind::Renet) => {
-                            packets.receive(body)?
+                            packets.receive(body)?;
                         }
                         (Messages::AsChunks(chunks), ChunkKind::Message) => {
                             chunks.receive(self.side, body)?;

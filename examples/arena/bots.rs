@@ -150,7 +150,7 @@ impl Options {
                 Long("loss") => conditions.loss = args::share(&mut parser)?,
                 Long("churn") => churn_per_minute = args::number(&mut parser, MAX_CHURN)?,
                 Long("key") => {
-                    key = Some(parser.value()?.parse_with(|file| token::read_key(file))?)
+                    key = Some(parser.value()?.parse_with(|file| token::read_key(file))?);
                 }
                 Long("seed") => seed = parser.value()?.parse()?,
                 Long("still") => still = true,

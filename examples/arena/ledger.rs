@@ -164,14 +164,18 @@ mod tests {
     #[test]
     fn what_comes_back_twice_or_from_nowhere_is_duplicated() {
         let mut ledger = ledger_of(2);
-        [0, 0, 1, 7].map(|number| ledger.receive(number));
+        for number in [0, 0, 1, 7] {
+            ledger.receive(number);
+        }
         assert_eq!((ledger.echoed, ledger.duplicated), (2, 2));
     }
 
     #[test]
     fn what_comes_back_after_a_later_one_is_reordered() {
         let mut ledger = ledger_of(4);
-        [0, 2, 1, 3].map(|number| ledger.receive(number));
+        for number in [0, 2, 1, 3] {
+            ledger.receive(number);
+        }
         assert_eq!((ledger.echoed, ledger.reordered), (4, 1));
     }
 }

@@ -249,7 +249,7 @@ async fn relay_udp(shared: Arc<Shared>, socket: Arc<UdpSocket>, server: SocketAd
         match upstream_of(&shared, &socket, client, server) {
             // A full buffer drops datagrams, as any network does.
             Ok(upstream) if upstream.try_send(&buffer[..length]).is_ok() => {
-                shared.count_forwarded()
+                shared.count_forwarded();
             }
             _ => shared.count_dropped(),
         }

@@ -176,7 +176,7 @@ impl Links {
     }
 
     fn counts(&self) -> SmallVec<[TransportCount; 4]> {
-        let count = |(index, transport): (usize, &Box<dyn ServerTransport>)| TransportCount {
+        let count = |index: usize, transport: &dyn ServerTransport| TransportCount {
             kind: transport.kind(),
             links: self
                 .sessions
@@ -185,7 +185,11 @@ impl Links {
                 .count(),
             stats: transport.stats(),
         };
-        self.transports.iter().enumerate().map(count).collect()
+        self.transports
+            .iter()
+            .enumerate()
+            .map(|(index, transport)| count(index, &**transport))
+            .collect()
     }
 }
 

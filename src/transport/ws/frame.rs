@@ -413,7 +413,7 @@ fn read_length(body: &mut &[u8]) -> Option<usize> {
 
 thread_local! {
     /// By level. One has some 300 KiB, so links share those of the threads that they run on.
-    static DEFLATERS: [RefCell<Option<Compress>>; 10] = [const { RefCell::new(None) }; 10];
+    static DEFLATERS: [RefCell<Option<Compress>>; 10] = const { [const { RefCell::new(None) }; 10] };
     static INFLATER: RefCell<Option<Decompress>> = const { RefCell::new(None) };
     /// Memory for what is inflated, taken while in use.
     static SCRATCH: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
