@@ -374,8 +374,9 @@
 //!
 //! # Cargo features
 //!
-//! None is on by default.
-//!
+//! - `websocket` (on by default): WebSocket links, beside UDP on a server and the only way in from a browser.
+//! - `jwt`: [`JwtVerifier`](identity), which checks JSON Web Tokens.
+//! - `bevy_renet`: runs over the `RenetServer` and `RenetClient` that a game already has.
 //! - `testing`: `TestNet`. Turn it on in `[dev-dependencies]`.
 //! - `render`: what the rendered examples of this repository need of Bevy. Games choose their own.
 //!
