@@ -1,5 +1,7 @@
 //! Sessions outlive their links: what is kept, what is told, and who may come back.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bevy::prelude::*;
@@ -7,6 +9,7 @@ use bevy_tandem::client::{
     ClientConfig, ConnectionChanged, Connector, ReconnectScheduled, ReconnectSettings,
     ResumeFinished, ResumeOutcome,
 };
+use bevy_tandem::identity::{Identity, IdentityError};
 use bevy_tandem::message::{Delivered, Undeliverable};
 use bevy_tandem::prelude::*;
 use bevy_tandem::protocol::backoff::BackoffSettings;
@@ -382,6 +385,41 @@ fn a_window_of_zero_ends_sessions_with_their_links() {
     net.pause(ada, true);
     net.run(Ticks(60 * 6));
     assert_eq!(server_log(&net).left, [DisconnectReason::TimedOut]);
+}
+
+#[test]
+fn credentials_that_expire_end_no_session_and_begin_none() {
+    let is_over = Arc::new(AtomicBool::new(false));
+    let clock = is_over.clone();
+    let verifier = move |credentials: &[u8], now: u64| match clock.load(Ordering::Relaxed) {
+        true if now >= 1_000 => Err(IdentityError::Expired),
+        _ => Ok(Identity {
+            expires: Some(1_000),
+            ..Identity::verified("test", String::from_utf8_lossy(credentials))
+        }),
+    };
+    let config = ServerConfig {
+        verifier: Some(Arc::new(verifier)),
+        ..default()
+    };
+    let (mut net, ada, session) = joined_with(LinkConditions::default(), config);
+    is_over.store(true, Ordering::Relaxed);
+    net.cut(ada);
+    net.run(COMING_BACK);
+    assert_eq!(client_log(&mut net, ada).outcomes, [ResumeOutcome::Resumed]);
+    assert_eq!(net.session(ada), Some(session));
+
+    let late = net.join("Late");
+    net.run(Ticks(180));
+    assert!(
+        matches!(
+            &client_log(&mut net, late).disconnected[..],
+            [DisconnectReason::Unauthorised(why)] if why.contains("expired")
+        ),
+        "{:?}",
+        client_log(&mut net, late).disconnected
+    );
+    assert_eq!(server_log(&net).joined, 1);
 }
 
 #[test]

@@ -11,7 +11,9 @@ use bevy_tandem::protocol::acks::{AckTracker, Header};
 use bevy_tandem::protocol::handshake::{Hello, Intent, WIRE_VERSION};
 use bevy_tandem::server::{ListenAddresses, ServerConfig};
 use bevy_tandem::testing::{TestClientId, TestNet};
+use bevy_tandem::transport::udp::token::ConnectToken;
 use bevy_tandem::transport::udp::{Auth, ClientAuth, UdpClient, UdpServer, token};
+use bevy_tandem::transport::ws::{WsClientConfig, WsServerConfig};
 use bevy_tandem::transport::{
     ClientLinkState, ClientTransport, LocalClient, LocalServer, TransportKind, TransportStats,
     UdpClientConfig, UdpServerConfig,
@@ -840,6 +842,59 @@ fn tokens_let_in_whom_the_back_end_vouches_for() {
     });
     assert_eq!(server.world().resource::<Log>().joined, ["Ada"]);
     assert!(is_in(&honest));
+}
+
+#[test]
+fn a_connect_token_used_over_one_transport_is_refused_over_another() {
+    let private_key = [7; 32];
+    let mut app = App::new();
+    let config = ServerConfig {
+        udp: Some(LOOPBACK.parse().unwrap()),
+        websocket: Some(WsServerConfig::new(LOOPBACK.parse().unwrap())),
+        auth: Auth::Secure { private_key },
+        ..default()
+    };
+    app.add_plugins((
+        MinimalPlugins,
+        TandemServerPlugins::with_config(config),
+        game,
+    ));
+    let mut server = ready(app);
+    let addresses = server.world().resource::<ListenAddresses>().0.clone();
+    let issue = |id| {
+        token::TokenBuilder::new(id, addresses.clone())
+            .issue(&private_key)
+            .unwrap()
+    };
+    let over_udp = |token: &ConnectToken| {
+        udp_client(ClientConfig {
+            udp: Some(ClientAuth::Token(Box::new(token.clone()))),
+            ..named("Ada")
+        })
+    };
+    let over_websocket = |token: &ConnectToken| {
+        udp_client(ClientConfig {
+            websocket: Some(WsClientConfig {
+                auth: token.into(),
+                ..WsClientConfig::new(format!("ws://{}/", addresses[1]))
+            }),
+            ..named("Eve")
+        })
+    };
+    let is_refused = |app: &App| matches!(reason(app), Some(DisconnectReason::Unauthorised(why)) if why.contains("used before"));
+
+    let (first, second) = (issue(1), issue(2));
+    let (mut ada, mut bob) = (over_udp(&first), over_websocket(&second));
+    wait_until("get in", &mut [&mut server, &mut ada, &mut bob], |apps| {
+        is_in(apps[1]) && is_in(apps[2])
+    });
+    let (mut eve, mut mallory) = (over_websocket(&first), over_udp(&second));
+    let mut apps = [&mut server, &mut ada, &mut bob, &mut eve, &mut mallory];
+    wait_until("are refused", &mut apps, |apps| {
+        is_refused(apps[3]) && is_refused(apps[4])
+    });
+    assert!(is_in(&ada) && is_in(&bob));
+    assert_eq!(server.world().resource::<Log>().joined.len(), 2);
 }
 
 #[test]

@@ -264,6 +264,7 @@ impl ServerTransport for LocalServer {
                             client_id,
                             user_data,
                             secure: false,
+                            token: None,
                             kind: TransportKind::Local,
                             delivery: Delivery::Datagrams,
                         };

@@ -177,10 +177,24 @@ pub struct PeerInfo {
     pub user_data: Option<Box<[u8; 256]>>,
     /// Whether the link is encrypted with keys that only the back end and this client know.
     pub secure: bool,
+    /// The connect token that the link was opened with, if it was a back end's.
+    pub token: Option<TokenUse>,
     /// What the transport is.
     pub kind: TransportKind,
     /// What the link does with datagrams.
     pub delivery: Delivery,
+}
+
+/// A connect token that opened a link.
+///
+/// A transport lets nobody use one twice, but knows nothing of the others that a server listens on. The server looks at
+/// this to let nobody use it twice anywhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TokenUse {
+    /// Different for every token.
+    pub tag: [u8; 16],
+    /// Until when it could be used, in seconds since 1970.
+    pub expires: u64,
 }
 
 /// Why a link closed.

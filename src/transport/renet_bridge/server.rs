@@ -165,6 +165,7 @@ impl Hub {
                 client_id: id,
                 user_data: peer.user_data,
                 secure: peer.secure,
+                token: None,
                 kind: RENET_LINK,
                 delivery: Delivery::Datagrams,
             };

@@ -20,7 +20,8 @@ use renetcode::{NetcodeServer, ServerAuthentication, ServerConfig, ServerResult}
 use super::{FAREWELLS, MAX_TIME_STEP};
 use crate::transport::filter::netcode::{self, ConnectionRequest, PAYLOAD, REQUEST_BYTES, Sender};
 use crate::transport::{
-    CloseReason, Delivery, LinkEvent, LinkId, LinkIds, PeerInfo, TransportKind, TransportStats,
+    CloseReason, Delivery, LinkEvent, LinkId, LinkIds, PeerInfo, TokenUse, TransportKind,
+    TransportStats,
 };
 
 /// Few enough that walking through them costs less than decrypting a datagram does.
@@ -491,6 +492,10 @@ impl Shards {
             client_id,
             user_data: Some(user_data),
             secure,
+            token: secure.then_some(TokenUse {
+                tag: pending.token_tag,
+                expires: pending.expire_timestamp,
+            }),
             kind: TransportKind::Udp,
             delivery: Delivery::Datagrams,
         };
@@ -658,11 +663,11 @@ impl Budget {
 /// Which address each token came from, oldest forgotten first.
 #[derive(Default)]
 struct Tokens {
-    uses: HashMap<[u8; 16], TokenUse>,
+    uses: HashMap<[u8; 16], TokenOrigin>,
     order: VecDeque<[u8; 16]>,
 }
 
-struct TokenUse {
+struct TokenOrigin {
     addr: SocketAddr,
     /// It made a link. Recordings of that session must not make another.
     used_up: bool,
@@ -680,7 +685,7 @@ impl Tokens {
             .uses
             .insert(
                 tag,
-                TokenUse {
+                TokenOrigin {
                     addr,
                     used_up: false,
                 },

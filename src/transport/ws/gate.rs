@@ -106,41 +106,6 @@ fn subscriber(address: IpAddr) -> IpAddr {
     }
 }
 
-/// Connect tokens that were used.
-#[derive(Debug, Default)]
-pub(super) struct UsedTokens {
-    /// When each expires, in seconds since 1970.
-    expires: HashMap<[u8; 16], u64>,
-}
-
-/// More than this cannot be remembered, some 3 MB. With tokens that are valid for 30 s, 2,000 players a second.
-const MAX_USED_TOKENS: usize = 65_536;
-
-/// Why a token opens no link.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum TokenRefusal {
-    Used,
-    /// No more can be remembered.
-    TooMany,
-}
-
-impl UsedTokens {
-    /// Uses a token, which is named by its `tag`.
-    pub fn take(&mut self, tag: [u8; 16], expires: u64, now_unix: u64) -> Result<(), TokenRefusal> {
-        if self.expires.contains_key(&tag) {
-            return Err(TokenRefusal::Used);
-        }
-        if self.expires.len() >= MAX_USED_TOKENS {
-            self.expires.retain(|_, expires| *expires > now_unix);
-            if self.expires.len() >= MAX_USED_TOKENS {
-                return Err(TokenRefusal::TooMany);
-            }
-        }
-        self.expires.insert(tag, expires);
-        Ok(())
-    }
-}
-
 /// Tells of refusals in at most one line of the log a second.
 #[derive(Debug, Default)]
 pub(super) struct RefusalLog {
@@ -225,20 +190,6 @@ mod tests {
             drop(gate.enter(Some(IpAddr::from([192, 0, 2, last]))));
         }
         assert_eq!(gate.lock().by_address.len(), 0);
-    }
-
-    #[test]
-    fn a_token_is_used_once_and_forgotten_when_it_has_expired() {
-        let mut used = UsedTokens::default();
-        assert_eq!(used.take([1; 16], 100, 50), Ok(()));
-        assert_eq!(used.take([1; 16], 100, 50), Err(TokenRefusal::Used));
-        for count in 1..MAX_USED_TOKENS as u128 {
-            assert_eq!(used.take(count.to_le_bytes(), 60, 50), Ok(()));
-        }
-        assert_eq!(used.take([2; 16], 100, 59), Err(TokenRefusal::TooMany));
-        assert_eq!(used.take([2; 16], 100, 60), Ok(()), "others have expired");
-        assert_eq!(used.take([1; 16], 100, 60), Err(TokenRefusal::Used));
-        assert_eq!(used.expires.len(), 2);
     }
 
     #[test]

@@ -23,7 +23,7 @@ use tracing::warn;
 use super::budget::Budget;
 use super::config::DEFAULT_PROTOCOL_ID;
 use super::frame::{self, Credentials, Limits};
-use super::gate::{Full, Gate, Permit, RefusalLog, TokenRefusal, UsedTokens};
+use super::gate::{Full, Gate, Permit, RefusalLog};
 use super::http::{Http, NoUpgrade, Upgraded};
 use super::link::{Inbox, Link, LinkRules};
 use super::outbox::{Gathered, Goodbye, Outbox};
@@ -35,7 +35,7 @@ use crate::transport::udp::Auth;
 use crate::transport::udp::token::{self, TokenError};
 use crate::transport::{
     CloseReason, Delivery, LinkEvent, LinkId, LinkIds, LinkPace, MAX_STREAM_DATAGRAM_BYTES,
-    PeerInfo, Rejected, ServerTransport, SharedBytes, TransportKind, TransportStats,
+    PeerInfo, Rejected, ServerTransport, SharedBytes, TokenUse, TransportKind, TransportStats,
 };
 
 /// What the system holds for each connection. More would hide from us that a peer does not read.
@@ -230,7 +230,6 @@ struct Shared {
     inbox: ServerInbox,
     stats: Arc<Stats>,
     refusals: RefusalLog,
-    used_tokens: Mutex<UsedTokens>,
     /// Whether no more links may open.
     closed: Arc<AtomicBool>,
     tls: Option<TlsAcceptor>,
@@ -352,7 +351,6 @@ impl WsServer {
             },
             stats: Arc::default(),
             refusals: RefusalLog::default(),
-            used_tokens: Mutex::default(),
             closed: Arc::default(),
             tls,
             auth: config.auth,
@@ -844,7 +842,7 @@ impl Shared {
             return refused("this server runs another game, or another version of it");
         }
         let now_unix = token::unix_time().as_secs();
-        let (client_id, user_data, used) = match (&self.auth, credentials) {
+        let (client_id, user_data, token) = match (&self.auth, credentials) {
             (Auth::Insecure, Credentials::Claim { client_id }) => (client_id, None, None),
             (Auth::Insecure, Credentials::Token(_)) => {
                 return refused("this server takes no tokens; connect with `WsAuth::Insecure`");
@@ -864,7 +862,10 @@ impl Shared {
                     TokenError::Expired => CloseReason::TokenExpired,
                     error => CloseReason::Refused(error.to_string()),
                 })?;
-                let used = (opened.tag, opened.expires);
+                let used = TokenUse {
+                    tag: opened.tag,
+                    expires: opened.expires,
+                };
                 (opened.client_id, Some(opened.user_data), Some(used))
             }
         };
@@ -876,29 +877,12 @@ impl Shared {
         if self.closed.load(Ordering::Relaxed) {
             return refused("the server shuts down; connect to another");
         }
-        let secure = used.is_some();
-        if let Some((tag, expires)) = used {
-            let mut tokens = self
-                .used_tokens
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
-            match tokens.take(tag, expires, now_unix) {
-                Ok(()) => {}
-                Err(TokenRefusal::Used) => {
-                    return refused(
-                        "the connect token was used before; ask the back end for a new one",
-                    );
-                }
-                Err(TokenRefusal::TooMany) => {
-                    return refused("too many players at once; try again in a minute");
-                }
-            }
-        }
         let peer = PeerInfo {
             addr: Some(addr),
             client_id,
             user_data,
-            secure,
+            secure: token.is_some(),
+            token,
             kind: TransportKind::WebSocket,
             delivery: Delivery::Stream,
         };

@@ -50,20 +50,6 @@ fn the_back_end_says_who_comes() {
 }
 
 #[test]
-fn a_token_that_was_used_is_refused() {
-    let mut net = secure();
-    let token = net.token().issue(&KEY).expect("a token");
-    let (client, _) = net.joined(net.with_token(&token));
-    let reason = net.refusal(net.with_token(&token));
-    refused(&reason, "used before");
-    net.clients[client].close();
-    let reason = net.refusal(net.with_token(&token));
-    refused(&reason, "used before");
-    let another = net.token().issue(&KEY).expect("a token");
-    net.joined(net.with_token(&another));
-}
-
-#[test]
 fn a_token_that_has_expired_is_refused() {
     let mut net = secure();
     let token = net
