@@ -5,7 +5,8 @@
 //! Three servers, one after the other, several times over: a headless app with `ToClients { to: Target::All, .. }`, and
 //! two bare loops, which have a task for each client that takes messages from a queue and sends them. One bare loop
 //! deflates each message once, as the app does, the other sends it as it is. Clients are in a process of their own, so
-//! that their cost does not count. Those of the app are real ones: they acknowledge, and are sent snapshots besides.
+//! that their cost does not count, and do as little as they can: those of the bare loops only read, those of the app
+//! also acknowledge, ten times a second and once for every eight messages. The app sends them snapshots besides.
 //!
 //! Measured is the processor time of the server for each message delivered, at 20 messages a second and for a burst; and
 //! how fast a burst is through.
@@ -22,15 +23,24 @@ use bevy::prelude::*;
 use bevy_tandem::headless::Pace;
 use bevy_tandem::headless::report::cpu_time;
 use bevy_tandem::prelude::*;
+use bevy_tandem::protocol::acks::{AckTracker, Header};
+use bevy_tandem::protocol::handshake::{Control, Hello, Intent, WIRE_VERSION, fingerprint};
+use bevy_tandem::protocol::reliable::{Accept, Inbox, Stream};
 use bevy_tandem::server::ListenAddresses;
-use bevy_tandem::transport::ws::{WsClientConfig, WsServerConfig};
+use bevy_tandem::transport::ws::frame::{
+    self, Batch, Credentials, MAGIC, SUBPROTOCOL, decode, encode_auth,
+};
+use bevy_tandem::transport::ws::{DEFAULT_PROTOCOL_ID, WsServerConfig};
+use bevy_tandem::wire::serial;
 use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
 use serde::{Deserialize, Serialize};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio_tungstenite::tungstenite::Message as Frame;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
+use tokio_tungstenite::{WebSocketStream, client_async_with_config};
 
 use support::{Child, Options, allow_many_files, commands, median, reply, role};
 
@@ -38,8 +48,14 @@ const STATE_BYTES: usize = 4_096;
 const TICK: Duration = Duration::from_nanos(1_000_000_000 / 60);
 /// Ticks between two messages: 20 a second.
 const TICKS_BETWEEN: u32 = 3;
-/// Of a client. It need not draw anything.
-const CLIENT_FRAME: Duration = Duration::from_millis(50);
+/// Of the app's clients: how often they acknowledge, and after how many messages at the latest.
+const HEARTBEAT: Duration = Duration::from_millis(100);
+const STATES_BETWEEN_ACKS: u64 = 8;
+/// What `bevy_tandem` calls things on the wire.
+const MESSAGE: u8 = 4;
+const TAKEN: u8 = 5;
+const CONTROL_CHANNEL: u8 = 0;
+const SHARED: u8 = 2;
 /// Threads of the bare loops, as many as a `WsServer` has.
 const THREADS: usize = 2;
 /// As for `LinkPace::BALANCED`, which the app has.
@@ -51,10 +67,11 @@ fn main() {
     allow_many_files();
     match role() {
         Some((role, args)) => {
-            let number = |at: usize| args[at].parse().expect("the parent gives numbers");
+            let server = args[0].parse().expect("an address");
+            let count = args[1].parse().expect("a number");
             match role.as_str() {
-                "apps" => be_apps(&args[0], number(1)),
-                _ => be_readers(args[0].parse().expect("an address"), number(1)),
+                "players" => be_players(server, count),
+                _ => be_readers(server, count),
             }
         }
         None => compare(&Options::get()),
@@ -373,74 +390,183 @@ fn measure_tandem(plan: Plan, states: &States) -> Figures {
     app.cleanup();
     app.update();
     let addr = app.world().resource::<ListenAddresses>().0[0];
-    let mut clients = Clients::start("apps", &format!("ws://{addr}"), plan.clients);
+    let mut clients = Clients::start("players", &addr.to_string(), plan.clients);
     measure(plan, states, &mut Tandem(app), &mut clients)
 }
 
-/// Real clients, without a game. Tells the parent how many messages they have received.
-fn be_apps(url: &str, count: usize) {
-    let _commands = commands();
-    let mut apps = Vec::<App>::with_capacity(count);
-    let (mut is_ready, mut told) = (false, 0);
-    let mut pace = Pace::new(Instant::now(), CLIENT_FRAME);
+/// Clients of the app that do what its protocol asks of them and nothing else: say hello, acknowledge. They do not even
+/// inflate, so that it is the server that is measured.
+fn be_players(server: SocketAddr, count: usize) {
+    let tally = Tally::default();
+    let runtime = client_runtime();
+    let fingerprint = runtime
+        .block_on(ask_fingerprint(server))
+        .expect("a server of this protocol");
+    for id in 0..count as u64 {
+        let tally = tally.clone();
+        runtime.spawn(async move {
+            // Not all at once: a thousand players do not come in the same instant.
+            tokio::time::sleep(Duration::from_millis(id)).await;
+            play(server, id, fingerprint, &tally)
+                .await
+                .expect("the server keeps its players");
+        });
+    }
+    tell(&tally, count as u64);
+}
+
+/// A server tells who has registered other things what it has registered.
+async fn ask_fingerprint(server: SocketAddr) -> Option<u64> {
+    let mut player = Player::connect(server, u64::MAX, 0).await?;
     loop {
-        // Not all at once: a thousand players do not come in the same instant.
-        for _ in 0..32.min(count - apps.len()) {
-            apps.push(client(url));
-        }
-        apps.iter_mut().for_each(App::update);
-        if !is_ready {
-            is_ready = apps.len() == count && apps.iter().all(is_connected);
-            if is_ready {
-                reply("ready");
-            }
-        }
-        let received = apps
-            .iter()
-            .map(|app| app.world().resource::<Received>().0)
-            .sum();
-        if received != told {
-            told = received;
-            reply(&received.to_string());
-        }
-        if let Some(sleep) = pace.close_tick(Instant::now()) {
-            thread::sleep(sleep);
+        let message = player.next().await?;
+        if let Some(Control::Mismatch { registrations, .. }) = player.take(&message)? {
+            return Some(fingerprint(registrations.iter().map(String::as_str)));
         }
     }
 }
 
-#[derive(Resource, Default)]
-struct Received(u64);
-
-fn client(url: &str) -> App {
-    let mut app = App::new();
-    app.add_plugins((
-        MinimalPlugins,
-        TandemClientPlugins::with_config(ClientConfig {
-            websocket: Some(WsClientConfig::new(url)),
-            connect_timeout: Duration::from_secs(60),
-            websocket_timeout: Duration::from_secs(60),
-            ..default()
-        }),
-        game,
-    ))
-    .init_resource::<Received>()
-    .add_systems(
-        Update,
-        |mut states: MessageReader<FromServer<State>>, mut received: ResMut<Received>| {
-            received.0 += states
-                .read()
-                .filter(|state| state.0.0.len() == STATE_BYTES)
-                .count() as u64;
-        },
-    );
-    app.finish();
-    app.cleanup();
-    app
+async fn play(server: SocketAddr, id: u64, fingerprint: u64, tally: &Tally) -> Option<()> {
+    let mut player = Player::connect(server, id, fingerprint).await?;
+    let mut heartbeat = tokio::time::interval(HEARTBEAT);
+    loop {
+        tokio::select! {
+            message = player.next() => {
+                let message = message?;
+                let before = player.states;
+                if let Some(Control::Welcome { .. }) = player.take(&message)? {
+                    tally.connected.fetch_add(1, Ordering::Relaxed);
+                }
+                tally.received.fetch_add(player.states - before, Ordering::Relaxed);
+                if player.states - player.states_told >= STATES_BETWEEN_ACKS {
+                    player.acknowledge().await?;
+                }
+            }
+            _ = heartbeat.tick() => player.acknowledge().await?,
+        }
+    }
 }
 
-fn is_connected(app: &App) -> bool {
-    app.world().resource::<Connection>().state() == ConnectionState::Connected
+struct Player {
+    socket: WebSocketStream<TcpStream>,
+    acks: AckTracker,
+    inbox: Inbox,
+    /// Messages received, and how many of them the server was told of.
+    states: u64,
+    states_told: u64,
+    since: Instant,
+}
+
+impl Player {
+    async fn connect(server: SocketAddr, id: u64, fingerprint: u64) -> Option<Self> {
+        let stream = TcpStream::connect(server).await.ok()?;
+        stream.set_nodelay(true).ok()?;
+        let mut request = format!("ws://{server}/").into_client_request().ok()?;
+        request
+            .headers_mut()
+            .insert("Sec-WebSocket-Protocol", SUBPROTOCOL.parse().ok()?);
+        let config = Some(small_buffers());
+        let (mut socket, _) = client_async_with_config(request, stream, config)
+            .await
+            .ok()?;
+        let auth = encode_auth(DEFAULT_PROTOCOL_ID, &Credentials::Claim { client_id: id });
+        socket.send(Frame::Binary(auth.into())).await.ok()?;
+        let welcome = socket.next().await?.ok()?;
+        if welcome.into_data()[..] != MAGIC {
+            return None;
+        }
+        let mut player = Self {
+            socket,
+            acks: AckTracker::new(),
+            inbox: Inbox::default(),
+            states: 0,
+            states_told: 0,
+            since: Instant::now(),
+        };
+        let hello = Hello {
+            wire_version: WIRE_VERSION,
+            fingerprint,
+            name: format!("Player {id}"),
+            game_version: String::new(),
+            platform: "benchmark".into(),
+            credentials: Vec::new(),
+            intent: Intent::Join,
+        };
+        let mut message = vec![CONTROL_CHANNEL];
+        serial::encode(&hello, &mut message).ok()?;
+        player.send(MESSAGE, &message).await?;
+        Some(player)
+    }
+
+    /// The next binary message.
+    async fn next(&mut self) -> Option<Bytes> {
+        loop {
+            if let Frame::Binary(message) = self.socket.next().await?.ok()? {
+                return Some(message);
+            }
+        }
+    }
+
+    /// Takes a message in, and returns the last thing that the server says about the connection itself.
+    fn take(&mut self, message: &Bytes) -> Option<Option<Control>> {
+        let mut control = None;
+        // What many get has the part that is for this one in front, as it is.
+        if let [SHARED, low, high, rest @ ..] = &message[..] {
+            let head = rest.get(..usize::from(u16::from_le_bytes([*low, *high])))?;
+            self.take_datagram(head, &mut control)?;
+            return Some(control);
+        }
+        let mut is_understood = true;
+        decode(message, frame::Limits::FROM_SERVER, |datagram, shared| {
+            let datagram = [datagram, shared].concat();
+            is_understood &= self.take_datagram(&datagram, &mut control).is_some();
+        })
+        .ok()?;
+        is_understood.then_some(control)
+    }
+
+    fn take_datagram(&mut self, datagram: &[u8], control: &mut Option<Control>) -> Option<()> {
+        let header = Header::decode(datagram)?;
+        self.acks
+            .handle_header(self.since.elapsed(), header.0, |_| ());
+        let mut chunks = header.1;
+        while let Some((&[kind, low, high], rest)) = chunks.split_first_chunk() {
+            let length = match u16::from_le_bytes([low, high]) {
+                u16::MAX => rest.len(),
+                length => usize::from(length),
+            };
+            let (body, rest) = rest.split_at_checked(length)?;
+            chunks = rest;
+            match (kind, body.split_first()) {
+                (MESSAGE, Some((&CONTROL_CHANNEL, body))) => {
+                    *control = Some(serial::decode(body).ok()?);
+                }
+                (MESSAGE, Some((_, body))) => {
+                    let (number, _) = serial::decode_prefix(body).ok()?;
+                    let is_next = self.inbox.accept(Stream::Ordered, number) == Accept::New;
+                    self.states += u64::from(is_next);
+                }
+                _ => {}
+            }
+        }
+        Some(())
+    }
+
+    async fn acknowledge(&mut self) -> Option<()> {
+        let mut taken = Vec::new();
+        self.inbox.taken().encode(&mut taken);
+        self.states_told = self.states;
+        self.send(TAKEN, &taken).await
+    }
+
+    async fn send(&mut self, kind: u8, body: &[u8]) -> Option<()> {
+        let header = self.acks.next_header(self.since.elapsed()).encode();
+        let length = u16::try_from(body.len()).ok()?.to_le_bytes();
+        let mut batch = Batch::default();
+        batch.push(&[&header, &[kind][..], &length, body].concat());
+        let message = batch.into_message(usize::MAX, 1);
+        self.socket.send(Frame::Binary(message)).await.ok()
+    }
 }
 
 /// A task for each client, and a queue for each task.
@@ -522,37 +648,53 @@ async fn serve(stream: TcpStream, mut queue: mpsc::Receiver<Bytes>, bytes_out: A
 
 /// Clients of the bare loops. They only read, and count.
 fn be_readers(server: SocketAddr, count: usize) {
-    let _commands = commands();
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
-        .enable_all()
-        .build()
-        .expect("a thread");
-    let received = Arc::new(AtomicU64::new(0));
-    let connected = Arc::new(AtomicU64::new(0));
+    let tally = Tally::default();
+    let runtime = client_runtime();
     for _ in 0..count {
-        let (received, connected) = (Arc::clone(&received), Arc::clone(&connected));
+        let tally = tally.clone();
         runtime.spawn(async move {
             let stream = TcpStream::connect(server).await.expect("a server");
             let url = format!("ws://{server}/");
             let config = Some(small_buffers());
-            let (mut socket, _) = tokio_tungstenite::client_async_with_config(url, stream, config)
+            let (mut socket, _) = client_async_with_config(url, stream, config)
                 .await
                 .expect("a WebSocket");
-            connected.fetch_add(1, Ordering::Relaxed);
+            tally.connected.fetch_add(1, Ordering::Relaxed);
             while let Some(Ok(message)) = socket.next().await {
-                received.fetch_add(u64::from(message.is_binary()), Ordering::Relaxed);
+                let states = u64::from(message.is_binary());
+                tally.received.fetch_add(states, Ordering::Relaxed);
             }
         });
     }
+    tell(&tally, count as u64);
+}
+
+fn client_runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .expect("a thread")
+}
+
+/// What the clients have seen, all together.
+#[derive(Clone, Default)]
+struct Tally {
+    connected: Arc<AtomicU64>,
+    received: Arc<AtomicU64>,
+}
+
+/// Tells the parent.
+fn tell(tally: &Tally, clients: u64) {
+    let _commands = commands();
     let (mut is_ready, mut told) = (false, 0);
     loop {
         thread::sleep(Duration::from_millis(20));
-        if !is_ready && connected.load(Ordering::Relaxed) == count as u64 {
+        if !is_ready && tally.connected.load(Ordering::Relaxed) == clients {
             is_ready = true;
             reply("ready");
         }
-        let now = received.load(Ordering::Relaxed);
+        let now = tally.received.load(Ordering::Relaxed);
         if now != told {
             told = now;
             reply(&now.to_string());

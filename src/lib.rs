@@ -268,6 +268,51 @@
 //! # app.update();
 //! ```
 //!
+//! ## Links and sessions
+//!
+//! A player's [`Session`](session::Session) is not the link that it came over. When the link is lost, the session is
+//! [`Away`](session::Away): it keeps its entities, its room, its [`Identity`](identity::Identity) and whatever the game
+//! has put on it for [`resume_window`](server::ServerConfig::resume_window), 300 s by default. The client comes back by
+//! itself, with pauses that [grow](protocol::backoff) from a second to half a minute, from whatever address and over
+//! whatever transport it can. Then every reliable message that either side has missed arrives, once and in order, and
+//! the world as it is now.
+//!
+//! [`ConnectionState`](client::ConnectionState) is a state in Bevy's sense, and there are run conditions and events:
+//!
+//! ```
+//! # use bevy::prelude::*;
+//! # use bevy_tandem::prelude::*;
+//! use bevy_tandem::client::{ReconnectScheduled, ResumeFinished, reconnecting};
+//! use bevy_tandem::session::SessionAway;
+//!
+//! fn client(app: &mut App) {
+//!     app.add_systems(OnEnter(ConnectionState::Failed), || error!("no way back"))
+//!         .add_systems(Update, (|| { /* draw a spinner */ }).run_if(reconnecting))
+//!         .add_observer(|next: On<ReconnectScheduled>| {
+//!             info!("{}: attempt {} in {:.0?}", next.reason, next.attempt, next.delay);
+//!         })
+//!         .add_observer(|back: On<ResumeFinished>| info!("{:?} after {:.1?}", back.outcome, back.took));
+//! }
+//!
+//! /// On the server: whose player is away, stands still.
+//! fn server(app: &mut App) {
+//!     app.add_observer(|away: On<SessionAway>| info!("{}: {}", away.entity, away.reason));
+//! }
+//! # let mut app = App::new();
+//! # app.add_plugins((MinimalPlugins, TandemClientPlugins::default(), client));
+//! ```
+//!
+//! A player who leaves, is [kicked](session::Kick) or [banned](session::Ban) does not come back.
+//!
+//! ## Browsers
+//!
+//! `TandemServerPlugins::listen("127.0.0.1:5000").websocket("127.0.0.1:5001")` listens for WebSocket as well, and
+//! `TandemClientPlugins::connect("ws://127.0.0.1:5001/")` is the same call in a native game, where UDP is blocked, and
+//! in one that is built for `wasm32-unknown-unknown`. All of them play in the same rooms. With
+//! [certificates](transport::ws::WsServerConfig::tls) it is `wss://`, and the server can hand out the
+//! [page](transport::ws::WsServerConfig::web) too. `docs/nginx.md` has it behind nginx. What a link sends at once, how
+//! often and how small, is its [`LinkPace`](transport::LinkPace).
+//!
 //! ## Tests
 //!
 //! With the feature `testing`, [`TestNet`](testing::TestNet) runs a server and clients in one process over links as bad
@@ -369,8 +414,12 @@
 //! ```
 //!
 //! The server bounds what a peer can make it do: datagrams per second, inputs ahead of time, message sizes, memory of
-//! unfinished messages. What a correct client cannot have sent ends the connection. What it cannot judge is your
-//! game's: validate inputs and messages.
+//! unfinished messages. What a correct client cannot have sent ends the connection. Who sends more than
+//! [`LimitSettings`](server::LimitSettings) allow is dropped, then warned, then disconnected, then banned. What it cannot
+//! judge is your game's: validate inputs and messages.
+//!
+//! With [`DiagnosticsPlugin`](diagnostics), round trips, jitter, loss and traffic are diagnostics of Bevy's, for every
+//! session; so are the decisions of a server that [adapts](server::ServerConfig::adaptive) to what links can carry.
 //!
 //! # Cargo features
 //!

@@ -7,6 +7,7 @@ use bytes::Bytes;
 
 use crate::message::{Channel, MessageEntry};
 use crate::peer::{ChunkKind, Peer, Violation};
+use crate::protocol::handshake::DisconnectReason;
 use crate::protocol::reliable::{
     Accept, Body, Full, Inbox, Outbox, OutboxLimits, Stream, Taken, WhenFull,
 };
@@ -33,11 +34,16 @@ pub(crate) struct Mailbox {
     pub inbox: Inbox,
     /// What the other side knows to be taken.
     told: Taken,
+    /// Bytes of messages taken since it was last told.
+    untold_bytes: usize,
     /// What it was told, by the datagrams that may still be acknowledged.
     telling: VecDeque<(u16, Taken)>,
     /// The link takes no more, or more waits than may: only a new link helps.
     is_overrun: bool,
 }
+
+/// A quarter of what may be on its way: [`OutboxLimits`].
+const MUCH_TO_TELL_BYTES: usize = 16 << 10;
 
 /// Datagrams that are remembered for [`Mailbox::handle_ack`]: acknowledgements reach 32 back.
 const MAX_TELLING: usize = 64;
@@ -66,6 +72,7 @@ impl Mailbox {
             outbox: Outbox::new(limits, when_full),
             inbox: Inbox::default(),
             told: Taken::default(),
+            untold_bytes: 0,
             telling: VecDeque::new(),
             is_overrun: false,
         }
@@ -114,15 +121,30 @@ impl Mailbox {
     }
 
     /// Takes a message as it came over a numbered channel: `None` if it was taken before.
-    pub fn accept(&mut self, stream: Stream, bytes: &Bytes) -> Result<Option<Bytes>, Violation> {
-        let (number, rest) = Self::split(bytes)?;
+    ///
+    /// A gap is a link that has lost something, though it must not. The next one brings it again.
+    pub fn accept(
+        &mut self,
+        stream: Stream,
+        bytes: &Bytes,
+    ) -> Result<Option<Bytes>, DisconnectReason> {
+        let (number, rest) = Self::split(bytes)
+            .map_err(|violation| DisconnectReason::ProtocolViolation(violation.to_string()))?;
         match self.inbox.accept(stream, number) {
-            Accept::New => Ok(Some(bytes.slice_ref(rest))),
-            Accept::Duplicate => Ok(None),
-            Accept::OutOfOrder | Accept::TooFar => {
-                Err(Violation(format!("message {number} is out of turn")))
+            Accept::New => {
+                self.untold_bytes += bytes.len();
+                Ok(Some(bytes.slice_ref(rest)))
             }
+            Accept::Duplicate => Ok(None),
+            Accept::OutOfOrder | Accept::TooFar => Err(DisconnectReason::Link(format!(
+                "something before message {number} was lost on the way"
+            ))),
         }
+    }
+
+    /// Whether the other side waits, or soon will, to hear that its messages were taken.
+    pub fn has_much_to_tell(&self) -> bool {
+        self.untold_bytes >= MUCH_TO_TELL_BYTES
     }
 
     /// Tells the other side what was taken, in the datagram that was begun, unless it knows.
@@ -137,6 +159,7 @@ impl Mailbox {
             return;
         }
         peer.chunk(ChunkKind::Taken, &body);
+        self.untold_bytes = 0;
         if self.telling.len() == MAX_TELLING {
             self.telling.pop_front();
         }

@@ -3,6 +3,7 @@
 use std::panic;
 
 use bevy::prelude::*;
+use bevy_tandem::client::{ConnectionChanged, ResumeFinished, ResumeOutcome};
 use bevy_tandem::prelude::*;
 use serde_json::json;
 use wasm_bindgen::JsValue;

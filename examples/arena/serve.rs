@@ -36,7 +36,7 @@ usage: cargo serve [--udp ADDR] [--ws ADDR [--tls-cert FILE --tls-key FILE] [--w
   --public ADDR      what tokens name as the server's address; where it listens by default
   --insecure         without a key, let other machines in too
   --resume-window S  keep a player's session for so long after the link is lost; 300 by default
-  --seconds S        stop after so long; by default on Ctrl-C or SIGTERM
+  --seconds S        stop after so long; by default on Ctrl-C or SIGTERM, 2 s after telling the players
   --statics N        spawn so many things that never move
   --report FILE      write what the run cost as JSON";
 

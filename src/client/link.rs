@@ -30,7 +30,7 @@ use crate::registry::Registry;
 use crate::schedule::CurrentTick;
 use crate::session::SessionId;
 use crate::tick::Tick;
-use crate::transport::{ClientLinkState, ClientTransport, CloseReason, SharedBytes};
+use crate::transport::{ClientLinkState, ClientTransport, CloseReason, Delivery, SharedBytes};
 use crate::wire::serial;
 
 /// The link, and what belongs to it.
@@ -339,8 +339,7 @@ fn receive_messages(
                     let Some(mail) = &mut keepsakes.mail else {
                         return Ok(());
                     };
-                    mail.accept(stream, &bytes)
-                        .map_err(|broken| DisconnectReason::ProtocolViolation(broken.to_string()))?
+                    mail.accept(stream, &bytes)?
                 }
             };
             let Some(bytes) = body else { continue };
@@ -548,6 +547,9 @@ pub(super) fn keep_time(
     }
 }
 
+/// A server sends something this often, even to a client of whom it knows that the link is bad.
+const STREAM_STANDS_STILL: Duration = Duration::from_secs(1);
+
 /// Sends this frame's inputs, acknowledgements and messages.
 pub(super) fn send(
     mut link: ResMut<Link>,
@@ -563,6 +565,7 @@ pub(super) fn send(
         transport,
         peer,
         last_sent,
+        last_heard,
         sent_tick,
         ..
     } = &mut *link;
@@ -570,7 +573,15 @@ pub(super) fn send(
         send_request(peer, &Request::Resync);
     }
     let newest = inputs.history.newest();
-    let is_due = newest != *sent_tick || now.saturating_sub(*last_sent) >= settings.0.heartbeat;
+    // A stream that stands still keeps all that is put into it, and inputs will be too late.
+    let stands_still = transport.delivery() == Delivery::Stream
+        && now.saturating_sub(*last_heard) > STREAM_STANDS_STILL;
+    let is_due = newest != *sent_tick && !stands_still
+        || now.saturating_sub(*last_sent) >= settings.0.heartbeat
+        || keepsakes
+            .mail
+            .as_ref()
+            .is_some_and(Mailbox::has_much_to_tell);
     // What waits would only grow older: inputs are repeated, and messages are kept.
     if is_due && !transport.is_congested() {
         *sent_tick = newest;

@@ -1,7 +1,7 @@
 //! Runs an app without a window, one tick per update, on time.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -14,6 +14,7 @@ use signal_hook::flag;
 
 use super::report::{self, ServerReport};
 use crate::histogram::Histogram;
+use crate::server::ServerStats;
 
 /// How many ticks the runner makes up for after a stall; what lies further back is skipped. Clients notice either
 /// way, but a server that chases a long backlog is late for much longer.
@@ -24,15 +25,17 @@ const MAX_TICKS_BEHIND: u32 = 8;
 /// Each update simulates exactly one tick; updates start on absolute deadlines, so that sleeping
 /// late once does not delay the rest. Between them the thread sleeps and costs nothing.
 ///
-/// SIGINT, SIGTERM and the end of `run_for` trigger [`ShutdownRequested`]; the app then runs on for `grace` and exits
-/// with success, upon which the server plugins tell every client. A second signal ends the process at once.
+/// SIGINT and SIGTERM trigger [`ShutdownRequested`]; the app runs on for `grace`, or until nobody is connected, and exits
+/// with success, upon which the server plugins tell every client. A second signal ends the process at once. At the end
+/// of `run_for` there is no grace.
 ///
 /// Replaces the app's runner: add it instead of `ScheduleRunnerPlugin`.
 #[derive(Clone, Debug)]
 pub struct HeadlessPlugin {
     /// Stop by itself after this long. Default: never.
     pub run_for: Option<Duration>,
-    /// How long to run on after [`ShutdownRequested`], for games that have something to finish. Default: not at all.
+    /// How long to run on after [`ShutdownRequested`], for players to read that the server goes, and for games that have
+    /// something to finish. Default: 2 s.
     pub grace: Duration,
     /// Write a [`ServerReport`] here at the end. Default: none.
     pub report: Option<std::path::PathBuf>,
@@ -42,7 +45,7 @@ impl Default for HeadlessPlugin {
     fn default() -> Self {
         Self {
             run_for: None,
-            grace: Duration::ZERO,
+            grace: Duration::from_secs(2),
             report: None,
         }
     }
@@ -137,12 +140,16 @@ fn run(mut app: App, settings: &HeadlessPlugin) -> AppExit {
         }
         let time_is_up = settings.run_for.is_some_and(|limit| now - started >= limit);
         if shutdown_at.is_none() && (signals.any() || time_is_up) {
-            shutdown_at = Some(now + settings.grace);
-            app.world_mut().trigger(ShutdownRequested {
-                grace: settings.grace,
-            });
+            let grace = match time_is_up {
+                true => Duration::ZERO,
+                false => settings.grace,
+            };
+            shutdown_at = Some(now + grace);
+            app.world_mut().trigger(ShutdownRequested { grace });
         }
-        if shutdown_at.is_some_and(|at| now >= at) {
+        let stats = app.world().get_resource::<ServerStats>();
+        let nobody_is_there = stats.is_none_or(|stats| stats.sessions == 0);
+        if shutdown_at.is_some_and(|at| now >= at || nobody_is_there) {
             // One more update, in which everybody hears of it.
             app.world_mut().write_message(AppExit::Success);
             continue;
@@ -161,7 +168,7 @@ fn run(mut app: App, settings: &HeadlessPlugin) -> AppExit {
     exit
 }
 
-/// SIGINT and SIGTERM, noted until somebody asks. The second one of a kind ends the process at once.
+/// SIGINT and SIGTERM, noted until somebody asks. A second one ends the process at once.
 #[derive(Clone, Debug)]
 pub struct Signals(Arc<AtomicUsize>);
 
@@ -173,11 +180,11 @@ impl Signals {
     /// The system refuses.
     pub fn listen() -> std::io::Result<Self> {
         let seen = Arc::new(AtomicUsize::new(0));
+        let impatient = Arc::new(AtomicBool::new(false));
         for signal in [SIGINT, SIGTERM] {
             // Registered first, so that it sees the first signal's mark only when a second one arrives.
-            let impatient = Arc::new(std::sync::atomic::AtomicBool::new(false));
             flag::register_conditional_shutdown(signal, 1, Arc::clone(&impatient))?;
-            flag::register(signal, impatient)?;
+            flag::register(signal, Arc::clone(&impatient))?;
             flag::register_usize(signal, Arc::clone(&seen), 1)?;
         }
         Ok(Self(seen))

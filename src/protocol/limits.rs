@@ -107,6 +107,18 @@ impl TokenBucket {
             .saturating_add(u64::from(tokens).saturating_mul(NANO));
     }
 
+    /// Adds what comes in for so long, also beyond what it holds when full.
+    ///
+    /// That does not add up: afterwards it holds at most that much more than when full, or as much as before.
+    pub fn credit_time(&mut self, length: Duration) {
+        let full = u64::from(self.rate.burst) * NANO;
+        let length_ns = u64::try_from(length.as_nanos()).unwrap_or(u64::MAX);
+        let credit = length_ns.saturating_mul(self.rate.per_s.into());
+        self.nanotokens = self
+            .nanotokens
+            .max(self.nanotokens.min(full).saturating_add(credit));
+    }
+
     fn refill(&mut self, now: Duration) {
         let elapsed = now.saturating_sub(self.at);
         self.at = self.at.max(now);
@@ -141,7 +153,8 @@ impl TrafficLimit {
 pub struct SessionLimits {
     /// Inputs. Default: 150 datagrams a second and 300 at once, 64 KiB/s and 128 KiB at once. A client sends one per
     /// tick, 60 a second, of at most 260 bytes (15 kB/s); up to 130 a second at faster ticks. After a stall of the
-    /// network, two seconds of them come at once.
+    /// network, all that it held back comes at once; servers add that to the burst
+    /// ([`SessionMeter::credit_silence`]).
     pub inputs: TrafficLimit,
     /// The game's messages. Default: 60 a second and 120 at once, 64 KiB/s and 128 KiB at once: one for each tick, and
     /// two seconds of them after a stall.
@@ -252,6 +265,14 @@ impl SessionMeter {
         let size = u32::try_from(bytes).unwrap_or(u32::MAX);
         let (messages, bytes) = &mut self.buckets[traffic.index()];
         Some(messages.wait(1, now)?.max(bytes.wait(size, now)?))
+    }
+
+    /// Nothing could come for so long: what would have been allowed meanwhile may come at once.
+    pub fn credit_silence(&mut self, length: Duration) {
+        for (messages, bytes) in &mut self.buckets {
+            messages.credit_time(length);
+            bytes.credit_time(length);
+        }
     }
 
     /// Allows so much once, beyond the limits: after a resume, what the client had to keep meanwhile comes at once.
@@ -646,7 +667,8 @@ impl AddressGate {
 
     /// Somebody wants to connect. If they may, a handshake is in flight from here on.
     ///
-    /// How many sessions an address has does not matter yet: who has many may still resume one.
+    /// How many sessions an address has does not matter yet: who has many may still resume one. For the same reason, a
+    /// banned address with sessions is let in so far: who it is shows when they have said hello.
     ///
     /// # Errors
     ///
@@ -798,7 +820,9 @@ impl AddressGate {
     }
 
     fn admit(&mut self, address: IpAddr, now: Duration) -> Result<(), Refusal> {
-        if let Some(remaining) = self.is_banned(address, now) {
+        if let Some(remaining) = self.is_banned(address, now)
+            && self.sessions(address) == 0
+        {
             return Err(Refusal::Banned { remaining });
         }
         let exempt = self.is_exempt(address);
@@ -1074,6 +1098,20 @@ mod tests {
 
     fn v4(last: u32) -> IpAddr {
         IpAddr::V4(Ipv4Addr::from_bits(0xcb00_7100 + last)) // 203.0.113.0
+    }
+
+    #[test]
+    fn what_a_silence_held_back_is_allowed_and_silences_do_not_add_up() {
+        let rate = Rate::new(10, 20);
+        let mut bucket = TokenBucket::new(rate);
+        bucket.credit_time(s(10));
+        assert!(bucket.take(120, s(0)) && !bucket.take(1, s(0)));
+        for _ in 0..100 {
+            bucket.credit_time(s(10));
+        }
+        assert!(!bucket.take(121, s(0)) && bucket.take(120, s(0)));
+        bucket.credit_time(Duration::MAX);
+        assert!(bucket.take(u32::MAX, s(0)));
     }
 
     #[test]
@@ -1377,6 +1415,20 @@ mod tests {
     }
 
     #[test]
+    fn neighbours_of_a_banned_player_may_come_back_to_their_sessions() {
+        let mut gate = AddressGate::new(GateLimits::default());
+        assert_eq!(gate.session_opened(v4(1), s(0)), Ok(()));
+        gate.ban(v4(1), s(10), s(0)).expect("room");
+        assert_eq!(gate.try_connect(v4(1), s(1)), Ok(()));
+        gate.handshake_done(v4(1));
+        gate.session_closed(v4(1));
+        assert_eq!(
+            gate.try_connect(v4(1), s(1)),
+            Err(Refusal::Banned { remaining: s(9) })
+        );
+    }
+
+    #[test]
     fn offences_of_those_who_come_back_as_somebody_new_ban_their_address() {
         let mut gate = AddressGate::new(GateLimits::default());
         let ladder = Ladder::default();
@@ -1401,6 +1453,7 @@ mod tests {
             assert_eq!(gate.try_connect(local, s(0)), Ok(()));
             assert_eq!(gate.session_opened(local, s(0)), Ok(()));
         }
+        (0..5_000).for_each(|_| gate.session_closed(local));
         gate.ban(local, s(1), s(0)).expect("room");
         assert!(gate.try_connect(local, s(0)).is_err());
         let mut strict = AddressGate::new(GateLimits {

@@ -120,6 +120,11 @@ impl Limits {
             .map_err(|exceeded| (self.conduct.breach(&self.ladder, now), exceeded))
     }
 
+    /// Nothing was heard for so long, and what a stream held back meanwhile comes at once.
+    pub fn allow_silence(&mut self, length: Duration) {
+        self.meter.credit_silence(length);
+    }
+
     /// What a client had to keep while it was away comes at once.
     pub fn allow_backlog(&mut self, messages: usize, bytes: usize) {
         let most = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
@@ -252,11 +257,10 @@ impl Doors {
         }
     }
 
-    pub(super) fn check_ban(
+    pub(super) fn check_player(
         &self,
         now: Duration,
         identity: &Identity,
-        addr: Option<SocketAddr>,
     ) -> Result<(), DisconnectReason> {
         if identity.verified
             && let Some(ban) = self.players.is_banned(&identity.subject, now)
@@ -264,7 +268,11 @@ impl Doors {
             let left = ban.remaining.unwrap_or(Duration::MAX);
             return Err(DisconnectReason::banned(ban.reason, left));
         }
-        match addr.and_then(|addr| self.gate.is_banned(addr.ip(), now)) {
+        Ok(())
+    }
+
+    pub(super) fn check_address(&self, now: Duration, ip: IpAddr) -> Result<(), DisconnectReason> {
+        match self.gate.is_banned(ip, now) {
             Some(left) => Err(DisconnectReason::banned("this address is banned", left)),
             None => Ok(()),
         }

@@ -256,6 +256,9 @@ pub(super) fn receive(world: &mut World, ends: &mut QueryState<SessionEnd>) {
     });
 }
 
+/// Longer than clients are ever silent by themselves: something has held up what they sent.
+const SILENCE: Duration = Duration::from_millis(250);
+
 /// What a datagram from a client reaches.
 pub(super) type SessionEnd = (
     Entity,
@@ -283,6 +286,10 @@ fn receive_from_session(
     else {
         return Ok(());
     };
+    let silent_for = now.saturating_sub(link.last_heard);
+    if silent_for > SILENCE {
+        limits.allow_silence(silent_for);
+    }
     link.last_heard = now;
     let mail = &mut mail.0;
     let (mut goodbye, mut broken) = (None, None);
@@ -432,11 +439,7 @@ fn receive_numbered(
         let Some(mut mail) = world.get_mut::<SessionMail>(session) else {
             return Ok(());
         };
-        let is_new = mail
-            .0
-            .accept(stream, &bytes)
-            .map_err(|broken| DisconnectReason::ProtocolViolation(broken.to_string()))?
-            .is_some();
+        let is_new = mail.0.accept(stream, &bytes)?.is_some();
         if is_new && !is_dropped {
             (entry.receive_on_server)(world, session, body).map_err(|error| violation(&error))?;
         }

@@ -270,9 +270,7 @@ fn answer(
             .map_err(|error| DisconnectReason::Unauthorised(error.to_string()))?;
     }
     let identity = identify(world, &greeting.info, &hello)?;
-    world
-        .resource_mut::<Doors>()
-        .check_ban(now, &identity, greeting.info.addr)?;
+    world.resource::<Doors>().check_player(now, &identity)?;
     match hello.intent.clone() {
         Intent::Join => join(world, links, now, link, hello, identity),
         Intent::Resume { token, taken } => {
@@ -332,8 +330,11 @@ fn join(
         return Err(DisconnectReason::ServerFull.into());
     }
     let addr = links.greeting.get(&link).and_then(|it| it.info.addr);
+    // Others at a banned address who are in already stay, and may come back.
     if let Some(addr) = addr {
-        world.resource_mut::<Doors>().enter(now, addr.ip())?;
+        let mut doors = world.resource_mut::<Doors>();
+        doors.check_address(now, addr.ip())?;
+        doors.enter(now, addr.ip())?;
     }
     let Some(Greeting { mut peer, info, .. }) = forget_greeting(world, links, link) else {
         return Ok(());
