@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bevy::prelude::*;
+use bevy::time::TimeUpdateStrategy;
 use bevy_tandem::client::{
     ClientConfig, ConnectionChanged, Connector, ReconnectScheduled, ReconnectSettings,
     ResumeFinished, ResumeOutcome,
@@ -385,6 +386,26 @@ fn a_window_of_zero_ends_sessions_with_their_links() {
     net.pause(ada, true);
     net.run(Ticks(60 * 6));
     assert_eq!(server_log(&net).left, [DisconnectReason::TimedOut]);
+}
+
+#[test]
+fn an_app_that_stood_still_does_not_blame_the_server() {
+    let mut net = TestNet::new(game, LinkConditions::default());
+    let config = ClientConfig {
+        timeout: Duration::from_secs(1),
+        ..default()
+    };
+    let ada = net.join_with(game, config);
+    net.run(Ticks(60));
+    net.pause(ada, true);
+    net.run(Ticks(120));
+    // As in a browser's tab that comes back: the first frame takes in what has come, and the second learns how late it is.
+    for late in [Duration::ZERO, Duration::from_secs(2)] {
+        let app = net.client(ada);
+        app.insert_resource(TimeUpdateStrategy::ManualDuration(late));
+        app.update();
+    }
+    assert_eq!(state(&mut net, ada), ConnectionState::Connected);
 }
 
 #[test]

@@ -163,6 +163,7 @@ pub(super) fn receive(world: &mut World) {
     let delta = world.resource::<Time<Real>>().delta();
     let mut news = Vec::new();
     let outcome = world.resource_scope(|world, mut link: Mut<Link>| {
+        link.forgive_standstill(now, delta);
         let received = receive_datagrams(world, &mut link, now, delta);
         // What came before a farewell still counts.
         receive_messages(world, &mut link, &mut news)?;
@@ -181,6 +182,19 @@ pub(super) fn receive(world: &mut World) {
         && world.contains_resource::<Link>()
     {
         reconnect::lose(world, reason);
+    }
+}
+
+/// A frame that takes longer is not slow: the app stood still, as browsers' tabs in the background do.
+const LONGEST_FRAME: Duration = Duration::from_millis(250);
+
+impl Link {
+    /// While the app stands still, nothing can be heard, and nobody is to blame. The clock may even tell of it in the
+    /// frame after the one that took in what had come meanwhile: renderers send the time along with their frames.
+    fn forgive_standstill(&mut self, now: Duration, delta: Duration) {
+        let standstill = delta.saturating_sub(LONGEST_FRAME);
+        self.last_heard = (self.last_heard + standstill).min(now);
+        self.since = (self.since + standstill).min(now);
     }
 }
 

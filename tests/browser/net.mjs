@@ -42,10 +42,10 @@ export class Proxy {
         this.sockets.add(socket);
         socket.setNoDelay();
         socket.on("error", () => {});
-        socket.on("close", () => {
+        socket.on("close", (failed) => {
           this.sockets.delete(socket);
-          near.destroy();
-          far.destroy();
+          // One that ends well takes the other along by itself, once that has sent what it still holds.
+          if (failed) [near, far].forEach((side) => side.destroy());
         });
       }
       near.pipe(far).pipe(near);

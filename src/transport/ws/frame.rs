@@ -96,6 +96,15 @@ pub fn close_reason(code: u16, reason: &str, opened: bool) -> CloseReason {
     }
 }
 
+/// What a server's link ends with when the client sent a close frame: with any but the usual codes, the link was lost to
+/// the client, who will be back.
+pub fn client_close_reason(code: u16) -> CloseReason {
+    match code {
+        close_code::NORMAL | close_code::GOING_AWAY => CloseReason::ByPeer,
+        _ => CloseReason::Transport(format!("the client gave the link up with code {code}")),
+    }
+}
+
 /// With which code and reason to tell the peer that this side closes a link.
 pub fn close_frame(reason: &CloseReason) -> (u16, &str) {
     match reason {
@@ -726,6 +735,12 @@ mod tests {
             assert_eq!(close_reason(code, text, true), reason);
         }
         assert_eq!(close_reason(1000, "", true), CloseReason::ByPeer);
+        // A tab that is closed says 1001. A browser that loses a link cannot but close it.
+        assert_eq!(client_close_reason(1001), CloseReason::ByPeer);
+        assert!(matches!(
+            client_close_reason(3001),
+            CloseReason::Transport(_)
+        ));
         assert_eq!(
             close_reason(4000, "a\x1b[2Jb\n", false),
             CloseReason::Refused("a[2Jb".into()),

@@ -221,10 +221,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin, I: Inbox + Unpin> Link<S, I> {
             Message::Close(close) => {
                 return Some(Ending {
                     reason: match close {
-                        Some(close) if !self.rules.peer_is_client => {
-                            frame::close_reason(close.code.into(), &close.reason, true)
+                        None => CloseReason::ByPeer,
+                        Some(close) if self.rules.peer_is_client => {
+                            frame::client_close_reason(close.code.into())
                         }
-                        _ => CloseReason::ByPeer,
+                        Some(close) => frame::close_reason(close.code.into(), &close.reason, true),
                     },
                     last_words: LastWords::Reply,
                 });
