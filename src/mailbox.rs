@@ -114,6 +114,14 @@ impl Mailbox {
         }
     }
 
+    /// The same for a stream that has so many bytes queued.
+    pub fn pump_stream(&mut self, peer: &mut Peer, mut queued: usize) {
+        while let Some((stream, number, letter)) = self.outbox.next_to_stream(queued) {
+            queued += letter.size_bytes();
+            self.is_overrun |= !peer.send_numbered(Channel::of(stream).id(), number, &letter.body);
+        }
+    }
+
     /// The number of a message, and the message.
     pub fn split(bytes: &[u8]) -> Result<(u32, &[u8]), Violation> {
         serial::decode_prefix(bytes)

@@ -275,6 +275,11 @@ impl Peer {
         }
     }
 
+    /// Whether the link keeps the order and loses nothing.
+    pub fn is_stream(&self) -> bool {
+        matches!(self.messages, Messages::AsChunks(_))
+    }
+
     /// Lets renet's clock follow.
     pub fn advance(&mut self, delta: Duration) {
         if let Messages::InPackets(packets) = &mut self.messages {

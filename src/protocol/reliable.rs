@@ -561,6 +561,19 @@ impl<B: Body> Outbox<B> {
     /// equally important ones the oldest. If that one does not fit the window, nothing does: otherwise small messages
     /// would keep a large one waiting forever.
     pub fn next_to_send(&mut self) -> Option<(Stream, u32, B)> {
+        self.next_if(Self::fits_window)
+    }
+
+    /// The same for a link that keeps the order, loses nothing and tells how many bytes it has `queued`: up to
+    /// [`OutboxLimits::window_bytes`] of them, whether or not the game at the other end has taken those before.
+    pub fn next_to_stream(&mut self, queued: usize) -> Option<(Stream, u32, B)> {
+        self.next_if(|outbox, size| {
+            outbox.in_flight.messages < MAX_WINDOW_MESSAGES
+                && (queued == 0 || queued + size <= outbox.limits.window_bytes)
+        })
+    }
+
+    fn next_if(&mut self, fits: impl Fn(&Self, usize) -> bool) -> Option<(Stream, u32, B)> {
         if self.away {
             return None;
         }
@@ -573,14 +586,14 @@ impl<B: Body> Outbox<B> {
             .min_by_key(|(_, entry)| (std::cmp::Reverse(entry.importance), entry.stamp))
             .map(|(stream, entry)| (stream, entry.size));
         if let Some((stream, size)) = again {
-            if !self.fits_window(size) {
+            if !fits(self, size) {
                 return None;
             }
             return self.give(stream);
         }
         for importance in Importance::DESCENDING {
             if let Some((stream, size)) = self.oldest_waiting(importance) {
-                if !self.fits_window(size) {
+                if !fits(self, size) {
                     return None;
                 }
                 let entry = self.waiting[importance.index()][stream.index()].pop()?;
@@ -1087,6 +1100,26 @@ mod tests {
         assert_eq!((outbox.in_flight_messages(), outbox.len()), (4, 6));
         outbox.handle_taken(taken(1, 0), |_| ());
         assert_eq!(drain(&mut outbox), [(Ordered, 4, 4)]);
+    }
+
+    #[test]
+    fn a_stream_gets_what_it_has_room_for() {
+        let mut outbox = small(2_000, WhenFull::Refuse);
+        outbox.limits.max_bytes = 10_000;
+        for id in 0..20 {
+            let _ = outbox.push(Ordered, Normal, vec![id; 30]).expect("room");
+        }
+        let mut give = |mut queued| {
+            let before = queued;
+            while let Some((_, _, body)) = outbox.next_to_stream(queued) {
+                queued += body.len();
+            }
+            (queued - before) / 30
+        };
+        assert_eq!(give(0), 3, "as many as the window has bytes");
+        assert_eq!(give(0), 3, "and again, though nothing was taken");
+        assert_eq!(give(50), 1);
+        assert_eq!(give(90), 0);
     }
 
     #[test]

@@ -137,7 +137,11 @@ fn send_snapshots(
         outgoing.sent = tick.0;
         *last_sent = now;
         let mut to = links.over(now, *id);
-        mail.0.pump(peer);
+        if peer.is_stream() {
+            mail.0.pump_stream(peer, stats.queued_bytes);
+        } else {
+            mail.0.pump(peer);
+        }
         let seq = peer.begin(now, &mut to);
         mail.0.tell_taken(peer, seq);
         let budget = SnapshotBudget {

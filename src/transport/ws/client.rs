@@ -192,7 +192,8 @@ impl ClientTransport for WsClient {
     }
 
     fn flush(&mut self, _now: Duration) {
-        self.outbox.push(&mut self.gathered);
+        let waker = self.outbox.push(&mut self.gathered);
+        waker.into_iter().for_each(Waker::wake);
     }
 
     fn kind(&self) -> TransportKind {
@@ -212,7 +213,8 @@ impl ClientTransport for WsClient {
     }
 
     fn close(&mut self) {
-        self.outbox.push(&mut self.gathered);
+        let waker = self.outbox.push(&mut self.gathered);
+        waker.into_iter().for_each(Waker::wake);
         self.end(Goodbye::Close(CloseReason::ByUs), CloseReason::ByUs);
     }
 

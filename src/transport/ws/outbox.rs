@@ -161,24 +161,20 @@ impl Outbox {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Hands a frame's datagrams to the task.
-    pub fn push(&self, gathered: &mut Gathered) {
+    /// Hands a frame's datagrams to the task. Returns what wakes it, if it waits.
+    #[must_use]
+    pub fn push(&self, gathered: &mut Gathered) -> Option<Waker> {
         if gathered.is_empty() {
-            return;
+            return None;
         }
         let bytes: usize = gathered.items.iter().map(Item::bytes).sum();
         let datagrams: usize = gathered.items.iter().map(Item::datagrams).sum();
         gathered.bytes = 0;
         self.waiting.fetch_add(bytes, Ordering::Relaxed);
-        let waker = {
-            let mut inner = self.lock();
-            inner.items.extend(gathered.items.drain(..));
-            inner.datagrams += datagrams;
-            inner.waker.take()
-        };
-        if let Some(waker) = waker {
-            waker.wake();
-        }
+        let mut inner = self.lock();
+        inner.items.extend(gathered.items.drain(..));
+        inner.datagrams += datagrams;
+        inner.waker.take()
     }
 
     /// Ends the link. The first goodbye counts, unless a later one is more urgent.
@@ -334,7 +330,8 @@ mod tests {
             for _ in 0..datagrams {
                 self.gathered.push(&[7; 10], max_batch);
             }
-            self.outbox.push(&mut self.gathered);
+            let waker = self.outbox.push(&mut self.gathered);
+            waker.into_iter().for_each(Waker::wake);
         }
 
         fn next(&self, at_ms: u64) -> Next {
@@ -412,7 +409,7 @@ mod tests {
         link.gathered.push_shared(b"b", &shared);
         link.gathered.push(b"c", 4);
         assert_eq!(link.gathered.bytes(), 103);
-        link.outbox.push(&mut link.gathered);
+        let _ = link.outbox.push(&mut link.gathered);
         let Next::Round(items, _) = link.next(0) else {
             panic!("a round");
         };

@@ -467,10 +467,20 @@ impl ServerTransport for WsServer {
     }
 
     fn flush(&mut self, _now: Duration) {
-        for link in self.dirty.drain(..) {
-            if let Some(link) = self.links.get_mut(&link) {
-                link.outbox.push(&mut link.gathered);
+        let wakers: Vec<_> = self
+            .dirty
+            .drain(..)
+            .filter_map(|link| {
+                let link = self.links.get_mut(&link)?;
+                link.outbox.push(&mut link.gathered)
+            })
+            .collect();
+        // To wake a task from outside may wake a thread first. From inside it is a place in that thread's queue.
+        match &self.runtime {
+            Some(runtime) if wakers.len() > 1 => {
+                runtime.spawn(async { wakers.into_iter().for_each(Waker::wake) });
             }
+            _ => wakers.into_iter().for_each(Waker::wake),
         }
     }
 
@@ -479,8 +489,10 @@ impl ServerTransport for WsServer {
             && !link.closing
         {
             link.closing = true;
-            link.outbox.push(&mut link.gathered);
+            // The goodbye finds it awake already.
+            let waker = link.outbox.push(&mut link.gathered);
             link.outbox.say(Goodbye::Close(CloseReason::ByUs));
+            waker.into_iter().for_each(Waker::wake);
         }
     }
 

@@ -24,7 +24,7 @@ pub(super) use tungstenite::Error;
 const MAX_BYTES_BEFORE_PONG: usize = 16 << 10;
 
 /// Parts of frames that one system call takes.
-const MAX_SLICES: usize = 16;
+const MAX_SLICES: usize = 64;
 
 /// One end of a WebSocket.
 pub(super) struct Socket<S> {
