@@ -7,7 +7,7 @@
 //! attackers of a real server do not run on it. So on a machine with few cores, what limits the flood is what the others
 //! leave.
 //!
-//! For each flood: how much came, the server's p99 tick beside that of the calm before, its processor time and memory,
+//! For each flood: how much came, the server's p99 tick beside that of the calm just before, its processor time and memory,
 //! the lines in its log, and whether the healthy clients noticed.
 
 // The arena's modules bring their tests along, which come to nothing here.
@@ -105,53 +105,37 @@ fn run(options: &Options) {
         assert!(Instant::now() < deadline, "the bots do not connect");
         thread::sleep(Duration::from_millis(200));
     }
-    thread::sleep(PAUSE);
 
     println!(
-        "| flood | sent | rejected by the server | p99 tick | beside the calm | server CPU | memory before, after | \
-         log lines | snapshots/s of a healthy client | their disconnects |\n\
+        "| flood | sent | rejected by the server | p99 tick in the calm before, in the flood | | server CPU | memory before, \
+         after | log lines | snapshots/s of a healthy client | their disconnects |\n\
          |---|---:|---:|---:|---:|---:|---:|---:|---:|---:|"
     );
-    let mut calm_p99_ms = None;
-    let calm = ("calm", "", None);
-    let floods = (0..)
-        .zip(FLOODS)
-        .map(|(at, (name, unit, _))| (name, unit, Some(at)));
-    for (name, unit, flood) in [calm].into_iter().chain(floods) {
-        let before = server.report();
+    for (at, (name, unit, _)) in FLOODS.iter().enumerate() {
+        thread::sleep(PAUSE);
+        server.report();
+        thread::sleep(length);
+        let calm = server.report();
         let bots_before = bots_report(&mut bots);
         let started = Instant::now();
-        let sent = match flood {
-            None => {
-                thread::sleep(length);
-                0
-            }
-            Some(at) => {
-                let line: (usize, u64) = (at, length.as_millis() as u64);
-                flooder.ask(&json!(line).to_string()).as_u64().unwrap_or(0)
-            }
-        };
+        let line: (usize, u64) = (at, length.as_millis() as u64);
+        let sent = flooder.ask(&json!(line).to_string()).as_u64().unwrap_or(0);
         let seconds = started.elapsed().as_secs_f64();
-        let after = server.report();
+        let flood = server.report();
         let bots_after = bots_report(&mut bots);
-        let calm = *calm_p99_ms.get_or_insert(after.tick_p99_ms);
-        let rejected = |report: &support_arena::ArenaReport| {
-            let of = |name: &str| report.whole["transports"][name]["datagrams_rejected"].as_u64();
-            of("udp").unwrap_or(0) + of("websocket").unwrap_or(0)
-        };
         println!(
-            "| {name} | {sent} {unit} | {} | {:.2} ms | {:+.0} % | {:.0} % | {:.1}, {:.1} MiB | {} | {:.1} | {} |",
-            rejected(&after) - rejected(&before),
-            after.tick_p99_ms,
-            (after.tick_p99_ms / calm - 1.0) * 100.0,
-            after.cpu_s / seconds * 100.0,
-            before.rss_bytes / 1048576.0,
-            after.rss_bytes / 1048576.0,
-            after.log_lines - before.log_lines,
+            "| {name} | {sent} {unit} | {} | {:.2}, {:.2} ms | {:+.0} % | {:.0} % | {:.1}, {:.1} MiB | {} | {:.1} | {} |",
+            rejected(&flood) - rejected(&calm),
+            calm.tick_p99_ms,
+            flood.tick_p99_ms,
+            (flood.tick_p99_ms / calm.tick_p99_ms - 1.0) * 100.0,
+            flood.cpu_s / seconds * 100.0,
+            calm.rss_bytes / 1048576.0,
+            flood.rss_bytes / 1048576.0,
+            flood.log_lines - calm.log_lines,
             (bots_after.snapshots - bots_before.snapshots) as f64 / clients as f64 / seconds,
             bots_after.disconnects - bots_before.disconnects,
         );
-        thread::sleep(PAUSE);
     }
     let last = server.report();
     let bots_last = bots_report(&mut bots);
@@ -160,6 +144,12 @@ fn run(options: &Options) {
         last.whole["limits"], bots_last.disconnects, bots_last.resumed, bots_last.lost
     );
     server.process.say("quit");
+}
+
+/// Datagrams and connections that a server turned away since its start.
+fn rejected(report: &support_arena::ArenaReport) -> u64 {
+    let of = |name: &str| report.whole["transports"][name]["datagrams_rejected"].as_u64();
+    of("udp").unwrap_or(0) + of("websocket").unwrap_or(0)
 }
 
 /// The role `flooder`: does one flood for each line with its number and length in milliseconds.

@@ -370,7 +370,8 @@
 //!
 //! [`HeadlessPlugin`](headless::HeadlessPlugin) runs a server without a window: one tick per update, on time, asleep in
 //! between, and it leaves on Ctrl-C and SIGTERM. (Bevy's own runner for `MinimalPlugins` takes a whole core unless told
-//! otherwise.)
+//! otherwise.) Where it may, it has the system let ticks go before other threads
+//! ([`raise_priority`](headless::raise_priority)); as a systemd service, it may with `LimitRTPRIO=1`.
 //!
 //! `listen` and `connect` use the **insecure mode**: everybody is let in, and the keys of the encryption can be read by
 //! anyone on the way. That is for development, so such a server listens on loopback addresses only, unless

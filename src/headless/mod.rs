@@ -8,7 +8,9 @@
 //! - [`args`] turns bad arguments into one line and exit code 2.
 
 pub mod args;
+mod priority;
 pub mod report;
 mod runner;
 
+pub use priority::raise_priority;
 pub use runner::{HeadlessPlugin, Pace, ShutdownRequested, Signals, TickTimings};

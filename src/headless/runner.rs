@@ -12,6 +12,7 @@ use bevy::time::{Fixed, Time, TimeUpdateStrategy};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
 
+use super::priority::raise_priority;
 use super::report::{self, ServerReport};
 use crate::histogram::Histogram;
 use crate::server::ServerStats;
@@ -37,6 +38,9 @@ pub struct HeadlessPlugin {
     /// How long to run on after [`ShutdownRequested`], for players to read that the server goes, and for games that have
     /// something to finish. Default: 2 s.
     pub grace: Duration,
+    /// Whether ticks go before other threads, as [`raise_priority`] says. Default: yes, as a dedicated server is there
+    /// for nothing else. Say no where it shares a machine with what is more urgent.
+    pub raise_priority: bool,
     /// Write a [`ServerReport`] here at the end. Default: none.
     pub report: Option<std::path::PathBuf>,
 }
@@ -46,6 +50,7 @@ impl Default for HeadlessPlugin {
         Self {
             run_for: None,
             grace: Duration::from_secs(2),
+            raise_priority: true,
             report: None,
         }
     }
@@ -119,6 +124,9 @@ fn run(mut app: App, settings: &HeadlessPlugin) -> AppExit {
     }
     app.finish();
     app.cleanup();
+    if settings.raise_priority {
+        raise_priority();
+    }
 
     let started = Instant::now();
     let period = app.world().resource::<Time<Fixed>>().timestep();

@@ -171,8 +171,10 @@ impl Links {
     }
 
     pub(super) fn stats(&self) -> TransportStats {
-        let stats = self.transports.iter().map(|transport| transport.stats());
-        stats.fold(TransportStats::default(), |sum, stats| sum + stats)
+        self.transports
+            .iter()
+            .map(|transport| transport.stats())
+            .sum()
     }
 
     fn counts(&self) -> SmallVec<[TransportCount; 4]> {
@@ -249,8 +251,9 @@ pub(super) fn receive(world: &mut World, ends: &mut QueryState<SessionEnd>) {
         }
         sessions::expire(world, links, now);
         let mut stats = world.resource_mut::<ServerStats>();
-        stats.transport = links.stats();
         stats.transports = links.counts();
+        let counts = stats.transports.iter().map(|count| count.stats);
+        stats.transport = counts.sum();
         stats.sessions = links.sessions.len();
         stats.sessions_peak = stats.sessions_peak.max(stats.sessions);
     });

@@ -296,6 +296,12 @@ impl core::ops::Add for TransportStats {
     }
 }
 
+impl core::iter::Sum for TransportStats {
+    fn sum<I: Iterator<Item = Self>>(stats: I) -> Self {
+        stats.fold(Self::default(), core::ops::Add::add)
+    }
+}
+
 impl core::ops::Add for Rejected {
     type Output = Self;
 

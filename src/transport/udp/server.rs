@@ -179,6 +179,8 @@ struct Shared {
 struct Inbox {
     events: Vec<LinkEvent>,
     capacity: usize,
+    /// As the shards last had them: who asks need not wait for a flood to be turned away.
+    stats: TransportStats,
 }
 
 /// What a frame sends, one datagram after the other in memory.
@@ -268,6 +270,7 @@ impl UdpServer {
             inbox: Mutex::new(Inbox {
                 events: Vec::new(),
                 capacity: config.inbox_datagrams,
+                stats: TransportStats::default(),
             }),
             stop: AtomicBool::new(false),
             unsent: AtomicU64::new(0),
@@ -373,7 +376,7 @@ impl ServerTransport for UdpServer {
     }
 
     fn stats(&self) -> TransportStats {
-        let mut stats = lock(&self.shared.shards).stats;
+        let mut stats = lock(&self.shared.inbox).stats;
         stats.rejected.unsendable += self.rejected.unsendable;
         stats.rejected.outbox_full +=
             self.rejected.outbox_full + self.shared.unsent.load(Ordering::Relaxed);
@@ -465,9 +468,9 @@ impl Shared {
         out.room = inbox.capacity.saturating_sub(inbox.events.len());
         drop(inbox);
         f(&mut shards, out);
-        if !out.events.is_empty() {
-            lock(&self.inbox).events.append(&mut out.events);
-        }
+        let mut inbox = lock(&self.inbox);
+        inbox.events.append(&mut out.events);
+        inbox.stats = shards.stats;
     }
 
     fn send_packets(&self, packets: &mut Packets) {

@@ -740,17 +740,23 @@ impl Shared {
         if configure(&stream).is_err() {
             return; // it is gone already
         }
-        // Boxed, since it needs much more memory than the link that comes of it.
+        // Who says nothing costs no buffers for what it might say.
+        if !matches!(timeout_at(deadline, stream.peek(&mut [0])).await, Ok(Ok(1))) {
+            return self.refuse(peer, "it said nothing");
+        }
+        // Each part is boxed, so that none takes the place that the largest needs.
         if let Some(tls) = &self.tls {
             let accept =
                 tls.accept_with(stream, |tls| tls.set_buffer_limit(Some(TLS_BUFFER_BYTES)));
             match timeout_at(deadline, Box::pin(accept)).await {
-                Ok(Ok(stream)) => self.serve_http(stream, peer, permit, deadline).await,
+                Ok(Ok(stream)) => {
+                    Box::pin(self.serve_http(stream, peer, permit, deadline)).await;
+                }
                 Ok(Err(error)) => self.refuse(peer, &format!("no TLS: {error}")),
                 Err(_) => self.refuse(peer, "TLS took too long"),
             }
         } else {
-            self.serve_http(stream, peer, permit, deadline).await;
+            Box::pin(self.serve_http(stream, peer, permit, deadline)).await;
         }
     }
 
@@ -766,7 +772,7 @@ impl Shared {
         let http = self.http.clone();
         let served = http.serve(stream, peer, permit, self.closed.clone(), deadline);
         match Box::pin(served).await {
-            Ok(upgraded) => self.serve_link(upgraded).await,
+            Ok(upgraded) => Box::pin(self.serve_link(upgraded)).await,
             Err(NoUpgrade::Answered) => {}
             Err(NoUpgrade::Refused(addr, why)) => self.refuse(addr, &why),
             Err(NoUpgrade::Broken(addr)) => {
