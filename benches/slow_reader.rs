@@ -163,6 +163,15 @@ fn run(plan: &Plan, drop_after_s: Option<u64>) {
         seen.kernel,
         (seen.queued + seen.kernel).div_ceil(1 << 10),
     );
+    if !slow.is_connected() {
+        let connection = slow.0.world().resource::<Connection>();
+        println!(
+            "  the slow client is {:?} (attempt {}): {:?}",
+            connection.state(),
+            connection.attempt(),
+            connection.reason()
+        );
+    }
     println!(
         "  reading again: {} {:.2} s later, {} resumed, {} reliable messages lost; server's memory {:.1} MiB before, \
          {:.1} MiB after",

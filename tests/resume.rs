@@ -18,7 +18,9 @@ use bevy_tandem::protocol::handshake::ResumeRejection;
 use bevy_tandem::protocol::reliable::OutboxLimits;
 use bevy_tandem::session::{Away, SessionAway, SessionReturned};
 use bevy_tandem::testing::{TestClientId, TestNet};
-use bevy_tandem::transport::ClientTransport;
+use bevy_tandem::transport::{
+    ClientLinkState, ClientTransport, CloseReason, TransportKind, TransportStats,
+};
 use serde::{Deserialize, Serialize};
 
 /// Something replicated.
@@ -495,6 +497,64 @@ fn attempts_are_announced_with_growing_pauses_until_none_is_left() {
             (State::Reconnecting, State::Failed)
         ]
     );
+}
+
+#[test]
+fn a_server_that_has_no_room_yet_is_asked_again() {
+    /// A link that a server turns away.
+    struct TurnedAway(ClientLinkState);
+    impl ClientTransport for TurnedAway {
+        fn state(&self) -> &ClientLinkState {
+            &self.0
+        }
+        fn receive(&mut self, _: Duration, _: &mut Vec<Vec<u8>>) {}
+        fn send(&mut self, _: Duration, _: &[u8]) {}
+        fn flush(&mut self, _: Duration) {}
+        fn kind(&self) -> TransportKind {
+            TransportKind::Local
+        }
+        fn vanish(&mut self) {}
+        fn close(&mut self) {}
+        fn stats(&self) -> TransportStats {
+            TransportStats::default()
+        }
+    }
+    for (why, comes_back) in [
+        (CloseReason::Denied, true),
+        (
+            CloseReason::NotReady("a proxy's server restarts".into()),
+            true,
+        ),
+        (CloseReason::Refused("wrong key".into()), false),
+    ] {
+        let mut net = TestNet::new(game, LinkConditions::default());
+        let config = ClientConfig {
+            name: "Ada".into(),
+            ..default()
+        };
+        let ada = net.join_with(game, config);
+        let connector = net.connector().clone();
+        let mut attempts = 0;
+        let reason = why.clone();
+        net.client(ada).connect_with(move |_: Option<&[u8]>| {
+            attempts += 1;
+            Ok(match attempts {
+                2 | 3 => Box::new(TurnedAway(ClientLinkState::Closed(reason.clone()))),
+                _ => Box::new(connector.connect()) as Box<dyn ClientTransport>,
+            })
+        });
+        net.run(Ticks(60));
+        net.cut(ada);
+        net.run(Ticks(60 * 10));
+        let log = client_log(&mut net, ada);
+        if comes_back {
+            assert_eq!(log.attempts.len(), 3, "{why}");
+            assert_eq!(log.outcomes, [ResumeOutcome::Resumed], "{why}");
+        } else {
+            assert_eq!(log.attempts.len(), 1, "{why}");
+            assert_eq!(state(&mut net, ada), ConnectionState::Failed, "{why}");
+        }
+    }
 }
 
 #[test]

@@ -119,9 +119,14 @@ pub(super) fn lose(world: &mut World, reason: DisconnectReason) {
         ConnectionState::Connected => {
             reason.is_loss() && world.resource::<Keepsakes>().token.is_some()
         }
-        // An attempt that the network has undone is worth another; what the server said is final.
+        // An attempt that the network has undone is worth another, and so is one for which a server is too full that may
+        // not have noticed yet that the link before it is dead. What else the server said is final.
         ConnectionState::Reconnecting => {
-            reason.is_loss() || matches!(reason, DisconnectReason::ConnectTimedOut)
+            reason.is_loss()
+                || matches!(
+                    reason,
+                    DisconnectReason::ConnectTimedOut | DisconnectReason::ServerFull
+                )
         }
         _ => false,
     };

@@ -227,6 +227,9 @@ pub enum CloseReason {
     /// The server refused the link, and says why.
     #[error("the server refused: {0}")]
     Refused(String),
+    /// The server, or a proxy before it, cannot take the link now, and says why. Later it may.
+    #[error("the server is not ready: {0}")]
+    NotReady(String),
     /// Something particular to the transport.
     #[error("{0}")]
     Transport(String),

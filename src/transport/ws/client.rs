@@ -456,11 +456,17 @@ fn refused_by_http(response: &Response<Option<Vec<u8>>>) -> CloseReason {
         .get(header::CONTENT_TYPE)
         .is_some_and(|kind| kind.as_bytes().starts_with(b"text/plain"));
     let text = String::from_utf8_lossy(text);
-    CloseReason::Refused(if is_text && !text.trim().is_empty() {
+    let why = if is_text && !text.trim().is_empty() {
         frame::printable(&text)
     } else {
         format!("HTTP {status} instead of a WebSocket; check the URL")
-    })
+    };
+    // As a proxy says whose server is about to be back.
+    if status.is_server_error() || matches!(status.as_u16(), 408 | 429) {
+        CloseReason::NotReady(why)
+    } else {
+        CloseReason::Refused(why)
+    }
 }
 
 fn parse_url(url: &str) -> Result<Target, WsConnectError> {

@@ -60,6 +60,8 @@ pub mod close_code {
     pub const TOO_BIG: u16 = 1009;
     /// The server failed. Nothing that the peer did.
     pub const INTERNAL: u16 = 1011;
+    /// The server cannot take the link now, and says why.
+    pub const TRY_AGAIN: u16 = 1013;
     /// The server refuses the link, and says why.
     pub const REFUSED: u16 = 4000;
     /// The connect token has expired.
@@ -85,6 +87,7 @@ pub fn close_reason(code: u16, reason: &str, opened: bool) -> CloseReason {
         close_code::TIMED_OUT => CloseReason::TimedOut,
         close_code::OVERFLOW => CloseReason::Overflow,
         close_code::REFUSED..=close_code::LAST_REFUSAL => CloseReason::Refused(printable(reason)),
+        close_code::TRY_AGAIN => CloseReason::NotReady(printable(reason)),
         close_code::NORMAL | close_code::GOING_AWAY if opened => CloseReason::ByPeer,
         _ if reason.is_empty() => {
             CloseReason::Transport(format!("the peer closed the WebSocket with code {code}"))
@@ -114,6 +117,7 @@ pub fn close_frame(reason: &CloseReason) -> (u16, &str) {
         CloseReason::TokenExpired => (close_code::TOKEN_EXPIRED, "the connect token has expired"),
         CloseReason::Denied => (close_code::FULL, "the server is full"),
         CloseReason::Refused(why) => (close_code::REFUSED, cut(why)),
+        CloseReason::NotReady(why) => (close_code::TRY_AGAIN, cut(why)),
         CloseReason::Transport(why) => (close_code::PROTOCOL, cut(why)),
         CloseReason::ByUs | CloseReason::ByPeer | CloseReason::ConnectTimedOut => {
             (close_code::NORMAL, "")

@@ -800,8 +800,9 @@ impl Shared {
         );
         let outbox = Arc::new(Outbox::new(self.pace));
         let admitted = timeout(self.auth_timeout, self.admit(&mut socket, addr, &outbox)).await;
+        // On a bad link, the answer may be under way, and may come in time when the client tries again.
         let admitted = admitted.unwrap_or_else(|_| {
-            Err(CloseReason::Refused(
+            Err(CloseReason::NotReady(
                 "you have not said in time who you are".into(),
             ))
         });
@@ -843,6 +844,7 @@ impl Shared {
         outbox: &Arc<Outbox>,
     ) -> Result<(Presence, Permit), CloseReason> {
         let refused = |why: &str| Err(CloseReason::Refused(why.to_owned()));
+        let not_ready = |why: &str| Err(CloseReason::NotReady(why.to_owned()));
         let first = loop {
             match socket.read().await {
                 Ok(Message::Binary(bytes)) => break bytes,
@@ -890,10 +892,10 @@ impl Shared {
         let place = match self.gate.enter(Some(addr.ip())) {
             Ok(place) => place,
             Err(Full::InTotal) => return Err(CloseReason::Denied),
-            Err(Full::FromAddress) => return refused("too many players from your address"),
+            Err(Full::FromAddress) => return not_ready("too many players from your address"),
         };
         if self.closed.load(Ordering::Relaxed) {
-            return refused("the server shuts down; connect to another");
+            return not_ready("it shuts down; connect to another");
         }
         let peer = PeerInfo {
             addr: Some(addr),
@@ -905,7 +907,7 @@ impl Shared {
             delivery: Delivery::Stream,
         };
         let Some(link) = self.inbox.open(peer, outbox) else {
-            return refused("the server is too busy; try again");
+            return not_ready("too much is going on; try again");
         };
         let presence = Presence {
             shared: self.clone(),

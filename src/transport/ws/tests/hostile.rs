@@ -98,7 +98,7 @@ fn who_says_nothing_is_gone_in_time_and_makes_room() {
     );
     assert_eq!(silent.read_close_code(), None, "closed");
     let _ = half.read_close_code();
-    assert_eq!(nameless.read_close_code(), Some(close_code::REFUSED));
+    assert_eq!(nameless.read_close_code(), Some(close_code::TRY_AGAIN));
     assert!(net.opened().is_empty());
     net.joined(net.client_config());
     assert_eq!(net.server.stats().rejected.handshake, 4);

@@ -187,7 +187,7 @@ fn no_address_takes_all_places() {
     let _open = [(); 2].map(|()| Raw::open(net.addr(), &greedy));
     let mut third = Raw::upgraded(net.addr(), &greedy);
     third.say_hello();
-    assert_eq!(third.read_close_code(), Some(frame::close_code::REFUSED));
+    assert_eq!(third.read_close_code(), Some(frame::close_code::TRY_AGAIN));
     drop(third);
 
     // Those that are no link yet, likewise.

@@ -217,7 +217,7 @@ fn a_server_that_stops_accepting_keeps_its_links() {
     net.server.stop_accepting();
     let reason = net.refusal(net.client_config());
     assert!(
-        matches!(&reason, CloseReason::Refused(why) if why.contains("shuts down")),
+        matches!(&reason, CloseReason::NotReady(why) if why.contains("shuts down")),
         "{reason:?}"
     );
     net.send(link, b"still here");
