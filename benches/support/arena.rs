@@ -1,6 +1,6 @@
 //! The arena in processes of their own: a server, and a crowd of bots.
 //!
-//! Both answer the line `report` with one of JSON, and leave on `quit`.
+//! Both answer the line `report` with one of JSON (the server `peek`, too), and leave on `quit`.
 // Each benchmark uses its part of this.
 #![allow(dead_code)]
 
@@ -49,7 +49,16 @@ impl Arena {
 
     /// Figures since the last report.
     pub fn report(&mut self) -> ArenaReport {
-        let report = self.process.ask("report");
+        self.ask("report")
+    }
+
+    /// The same, without making it the last.
+    pub fn peek(&mut self) -> ArenaReport {
+        self.ask("peek")
+    }
+
+    fn ask(&mut self, command: &str) -> ArenaReport {
+        let report = self.process.ask(command);
         let number = |name: &str| report[name].as_f64().unwrap_or(f64::NAN);
         let links = report["links"].as_array().into_iter().flatten();
         ArenaReport {
@@ -168,14 +177,15 @@ fn answer(world: &mut World) {
         let commands = commands.0.lock().expect("one reader");
         commands.try_recv()
     };
-    match command.as_deref() {
-        Ok("report") => {}
+    let is_last = match command.as_deref() {
+        Ok("report") => true,
+        Ok("peek") => false,
         Ok(_) => {
             world.write_message(AppExit::Success);
             return;
         }
         Err(_) => return,
-    }
+    };
     let mut sessions = world.query::<(&Session, Option<&Away>, Option<&LinkStats>)>();
     let links: Vec<_> = sessions
         .iter(world)
@@ -190,8 +200,12 @@ fn answer(world: &mut World) {
         .collect();
     let whole = ServerReport::of(world, Duration::ZERO);
     let now = cpu_time();
-    let cpu = now - std::mem::replace(&mut world.resource_mut::<Since>().0, now);
-    let ticks = std::mem::take(&mut world.resource_mut::<TickTimings>().tick_ms);
+    let cpu = now - world.resource::<Since>().0;
+    let ticks = world.resource::<TickTimings>().tick_ms.clone();
+    if is_last {
+        world.resource_mut::<Since>().0 = now;
+        world.resource_mut::<TickTimings>().tick_ms = default();
+    }
     let report = json!({
         "tick_p50_ms": ticks.quantile(0.5),
         "tick_p99_ms": ticks.quantile(0.99),
