@@ -1,7 +1,7 @@
 //! The arena in a window.
 //!
 //!     cargo play                                    a match against bots, on this machine
-//!     cargo play --connect ADDR [--name NAME]       a match elsewhere; an address, or ws:// or wss:// and a host
+//!     cargo play --connect ADDR [--token TOKEN]     a match elsewhere; an address, or ws:// or wss:// and a host
 //!
 //! WASD steers, the mouse aims, its left button fires, F1 shows what the network does.
 
@@ -19,9 +19,13 @@ use std::path::PathBuf;
 use std::thread;
 use std::time::Duration;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use bevy::prelude::*;
 use bevy_tandem::headless::{HeadlessPlugin, args};
 use bevy_tandem::prelude::*;
+use bevy_tandem::transport::udp::{ClientAuth, token};
+use bevy_tandem::transport::ws::{WsAuth, WsClientConfig};
 use lexopt::{Parser, ValueExt};
 
 use brain::BrainPlugin;
@@ -29,10 +33,11 @@ use crowd::{Crowd, CrowdPlan, Way};
 use view::ViewPlugin;
 
 const USAGE: &str = "\
-usage: cargo play [--connect ADDR] [--name NAME]
+usage: cargo play [--connect ADDR [--token TOKEN]] [--name NAME]
 
   --connect ADDR  join this server: 192.0.2.1:5000, or wss://game.example.org; by default a match with bots is
                   hosted here
+  --token TOKEN   for a server with a key: who you are, as `cargo issue-token` prints it
   --name NAME     what others see; your login name by default";
 const BOTS: usize = 6;
 
@@ -43,12 +48,15 @@ fn main() -> AppExit {
             "there is no display (neither DISPLAY nor WAYLAND_DISPLAY is set); `cargo serve` needs none",
         );
     }
-    let server = options.connect.unwrap_or_else(|| host_match().to_string());
+    let client = match &options.connect {
+        Some(server) => args::or_fail(join(server, options.token.as_deref())),
+        None => TandemClientPlugins::connect(&host_match().to_string()),
+    };
 
     let mut app = App::new();
     app.add_plugins((
         DefaultPlugins.set(view::window()).set(view::assets()),
-        TandemClientPlugins::connect(&server).named(options.name),
+        client.named(options.name),
         game::game,
         ViewPlugin {
             screenshot: options.screenshot,
@@ -61,6 +69,26 @@ fn main() -> AppExit {
         });
     }
     app.run()
+}
+
+/// A client of this server, which may want a token in base64.
+fn join(server: &str, token: Option<&str>) -> Result<TandemClientPlugins, String> {
+    let Some(token) = token else {
+        return Ok(TandemClientPlugins::connect(server));
+    };
+    let bytes = BASE64.decode(token).map_err(|error| {
+        format!("this is no token: {error}; pass all that `cargo issue-token` prints")
+    })?;
+    let token = token::from_bytes(&bytes).map_err(|error| error.to_string())?;
+    let mut config = ClientConfig::default();
+    if server.starts_with("ws") {
+        let mut link = WsClientConfig::new(server);
+        link.auth = WsAuth::Token(bytes);
+        config.websocket = Some(link);
+    } else {
+        config.udp = Some(ClientAuth::Token(Box::new(token)));
+    }
+    Ok(TandemClientPlugins::with_config(config))
 }
 
 /// Starts a server and bots on threads of their own, which end with the process.
@@ -111,6 +139,8 @@ fn has_display() -> bool {
 struct Options {
     /// Where [`TandemClientPlugins::connect`] connects to.
     connect: Option<String>,
+    /// In base64.
+    token: Option<String>,
     name: String,
     /// For looking at the game without hands: a bot plays for the person.
     autopilot: bool,
@@ -122,11 +152,13 @@ impl Options {
     fn parse(mut parser: Parser) -> Result<Self, lexopt::Error> {
         use lexopt::Arg::{Long, Short};
         let mut name = env::var("USER").unwrap_or_else(|_| "player".to_string());
-        let (mut connect, mut autopilot, mut screenshot) = (None, false, None);
+        let (mut connect, mut token) = (None, None);
+        let (mut autopilot, mut screenshot) = (false, None);
         let mut seconds = Duration::from_secs(10);
         while let Some(arg) = parser.next()? {
             match arg {
                 Long("connect") => connect = Some(args::server(&mut parser)?),
+                Long("token") => token = Some(parser.value()?.string()?),
                 Long("name") => name = parser.value()?.string()?,
                 Long("autopilot") => autopilot = true,
                 Long("screenshot") => screenshot = Some(PathBuf::from(parser.value()?)),
@@ -135,11 +167,15 @@ impl Options {
                 other => return Err(other.unexpected()),
             }
         }
+        if token.is_some() && connect.is_none() {
+            return Err("'--token' needs '--connect'".into());
+        }
         if name.is_empty() || name.chars().count() > 32 || name.chars().any(char::is_control) {
             return Err("a name has 1 to 32 characters".into());
         }
         Ok(Self {
             connect,
+            token,
             name,
             autopilot,
             screenshot: screenshot.map(|file| (file, seconds)),
@@ -157,6 +193,7 @@ mod tests {
             &["--connect", "home"][..],
             &["--connect", "http://home"],
             &["--connect", "ws://"],
+            &["--token", "AAAA"],
             &["--name", ""],
             &["--name", "far too long for anybody to want to read"],
             &["--port", "1"],
@@ -164,6 +201,12 @@ mod tests {
         ] {
             let error = Options::parse(Parser::from_args(line)).expect_err("a mistake");
             assert_eq!(error.to_string().lines().count(), 1, "{line:?}: {error}");
+        }
+        for token in ["no base64!", "AAAA"] {
+            let error = join("127.0.0.1:5000", Some(token))
+                .err()
+                .expect("a mistake");
+            assert_eq!(error.lines().count(), 1, "{token}: {error}");
         }
     }
 }

@@ -58,13 +58,17 @@ fn main() -> AppExit {
 
 /// Says how to join.
 fn announce(config: &ServerConfig) {
+    let token = match config.auth {
+        Auth::Secure { .. } => " --token TOKEN",
+        Auth::Insecure => "",
+    };
     if let Some(address) = config.udp {
-        println!("Listening on {address}. Join with: cargo play --connect {address}");
+        println!("Listening on {address}. Join with: cargo play --connect {address}{token}");
     }
     if let Some(ws) = &config.websocket {
         let s = if ws.tls.is_some() { "s" } else { "" };
         println!(
-            "Listening on {0}. Join with: cargo play --connect ws{s}://{0}",
+            "Listening on {0}. Join with: cargo play --connect ws{s}://{0}{token}",
             ws.addr
         );
         if ws.web.is_some() {
