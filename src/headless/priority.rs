@@ -12,7 +12,7 @@ use tracing::debug;
 /// Otherwise it asks for short time slices, which everybody may have and which are some help since Linux 6.12. Elsewhere
 /// it does nothing. Returns whether ticks go first.
 pub fn raise_priority() -> bool {
-    let goes_first = linux::go_first();
+    let goes_first = system::go_first();
     if !goes_first {
         debug!(
             "ticks may have to wait for other threads: to let them go first takes CAP_SYS_NICE or RLIMIT_RTPRIO, and two cores"
@@ -22,7 +22,7 @@ pub fn raise_priority() -> bool {
 }
 
 #[cfg(target_os = "linux")]
-mod linux {
+mod system {
     use std::thread::available_parallelism;
 
     /// The least that Linux allows. It is how long a thread runs before others have their turn, and so also how long it
@@ -70,7 +70,7 @@ mod linux {
 }
 
 #[cfg(not(target_os = "linux"))]
-mod linux {
+mod system {
     pub fn go_first() -> bool {
         false
     }

@@ -97,7 +97,8 @@ pub struct WsServerConfig {
     pub max_handshakes_per_address: usize,
     /// How long TCP, TLS and HTTP may take together. Default: 5 s.
     pub handshake_timeout: Duration,
-    /// How long the client's first message may take after that. Default: 2 s.
+    /// How long the client's first message may take after that. Default: 10 s, as a slow browser's page says nothing
+    /// while it compiles its shaders.
     pub auth_timeout: Duration,
     /// Silence after which a client is pinged. Default: 5 s. Browsers answer by themselves, also for a hidden page.
     pub ping_interval: Duration,
@@ -143,7 +144,7 @@ impl WsServerConfig {
             max_handshakes: 1_024,
             max_handshakes_per_address: 16,
             handshake_timeout: Duration::from_secs(5),
-            auth_timeout: Duration::from_secs(2),
+            auth_timeout: Duration::from_secs(10),
             ping_interval: Duration::from_secs(5),
             client_timeout: Duration::from_secs(15),
             max_datagrams_per_s: 400,
