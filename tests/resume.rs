@@ -499,26 +499,34 @@ fn attempts_are_announced_with_growing_pauses_until_none_is_left() {
     );
 }
 
+/// A link that a server turns away.
+struct TurnedAway(ClientLinkState);
+
+impl TurnedAway {
+    fn because(reason: CloseReason) -> Box<dyn ClientTransport> {
+        Box::new(Self(ClientLinkState::Closed(reason)))
+    }
+}
+
+impl ClientTransport for TurnedAway {
+    fn state(&self) -> &ClientLinkState {
+        &self.0
+    }
+    fn receive(&mut self, _: Duration, _: &mut Vec<Vec<u8>>) {}
+    fn send(&mut self, _: Duration, _: &[u8]) {}
+    fn flush(&mut self, _: Duration) {}
+    fn kind(&self) -> TransportKind {
+        TransportKind::Local
+    }
+    fn vanish(&mut self) {}
+    fn close(&mut self) {}
+    fn stats(&self) -> TransportStats {
+        TransportStats::default()
+    }
+}
+
 #[test]
 fn a_server_that_has_no_room_yet_is_asked_again() {
-    /// A link that a server turns away.
-    struct TurnedAway(ClientLinkState);
-    impl ClientTransport for TurnedAway {
-        fn state(&self) -> &ClientLinkState {
-            &self.0
-        }
-        fn receive(&mut self, _: Duration, _: &mut Vec<Vec<u8>>) {}
-        fn send(&mut self, _: Duration, _: &[u8]) {}
-        fn flush(&mut self, _: Duration) {}
-        fn kind(&self) -> TransportKind {
-            TransportKind::Local
-        }
-        fn vanish(&mut self) {}
-        fn close(&mut self) {}
-        fn stats(&self) -> TransportStats {
-            TransportStats::default()
-        }
-    }
     for (why, comes_back) in [
         (CloseReason::Denied, true),
         (
@@ -539,8 +547,8 @@ fn a_server_that_has_no_room_yet_is_asked_again() {
         net.client(ada).connect_with(move |_: Option<&[u8]>| {
             attempts += 1;
             Ok(match attempts {
-                2 | 3 => Box::new(TurnedAway(ClientLinkState::Closed(reason.clone()))),
-                _ => Box::new(connector.connect()) as Box<dyn ClientTransport>,
+                2 | 3 => TurnedAway::because(reason.clone()),
+                _ => Box::new(connector.connect()),
             })
         });
         net.run(Ticks(60));
@@ -554,6 +562,65 @@ fn a_server_that_has_no_room_yet_is_asked_again() {
             assert_eq!(log.attempts.len(), 1, "{why}");
             assert_eq!(state(&mut net, ada), ConnectionState::Failed, "{why}");
         }
+    }
+}
+
+#[test]
+fn who_joins_asks_a_server_that_is_not_ready_again() {
+    let restarts = CloseReason::NotReady("it restarts".into());
+    for (why, joins) in [
+        (restarts, true),
+        // Whoever joins a full server is told so, and may choose another.
+        (CloseReason::Denied, false),
+        // Nor does a wrong address become right.
+        (CloseReason::Transport("nobody is there".into()), false),
+    ] {
+        let mut net = TestNet::new(game, LinkConditions::default());
+        let config = ClientConfig {
+            name: "Ada".into(),
+            ..default()
+        };
+        let ada = net.join_with(game, config);
+        let connector = net.connector().clone();
+        let mut attempts = 0;
+        let reason = why.clone();
+        net.client(ada).connect_with(move |_: Option<&[u8]>| {
+            attempts += 1;
+            Ok(match attempts {
+                1 | 2 => TurnedAway::because(reason.clone()),
+                _ => Box::new(connector.connect()),
+            })
+        });
+        net.run(Ticks(5));
+        if !joins {
+            assert_eq!(state(&mut net, ada), ConnectionState::Failed, "{why}");
+            assert_eq!(client_log(&mut net, ada).attempts.len(), 0, "{why}");
+            continue;
+        }
+        assert_eq!(state(&mut net, ada), ConnectionState::Connecting);
+        let connection = net.client(ada).world().resource::<Connection>();
+        assert_eq!(connection.attempt(), 1);
+        assert_eq!(
+            connection.reason(),
+            Some(&DisconnectReason::NotReady("it restarts".into()))
+        );
+        net.run(Ticks(60 * 5));
+        assert_eq!(state(&mut net, ada), ConnectionState::Connected);
+        let log = client_log(&mut net, ada);
+        assert_eq!(log.attempts.len(), 2);
+        // It has joined, and not come back.
+        assert!(log.outcomes.is_empty());
+
+        // Whoever does not want to wait can leave.
+        net.client(ada).connect_with(|_: Option<&[u8]>| {
+            let restarts = CloseReason::NotReady("it restarts".into());
+            Ok(TurnedAway::because(restarts))
+        });
+        net.run(Ticks(5));
+        assert_eq!(state(&mut net, ada), ConnectionState::Connecting);
+        net.client(ada).world_mut().trigger(Disconnect);
+        net.run(Ticks(60 * 5));
+        assert_eq!(state(&mut net, ada), ConnectionState::Disconnected);
     }
 }
 

@@ -107,7 +107,8 @@ impl Connection {
         self.reason.as_ref()
     }
 
-    /// While reconnecting, the number of the attempt that is next or under way, from 1.
+    /// While reconnecting, the number of the attempt that is next or under way, from 1. While connecting, 0 for the
+    /// first, and from 1 those to which the server has put the client off.
     pub fn attempt(&self) -> u32 {
         self.attempt
     }
@@ -177,7 +178,10 @@ pub(crate) fn change(
     let from = std::mem::replace(&mut connection.state, to);
     connection.session = session;
     connection.reason = reason.clone();
-    if to != ConnectionState::Reconnecting {
+    if !matches!(
+        to,
+        ConnectionState::Connecting | ConnectionState::Reconnecting
+    ) {
         connection.attempt = 0;
     }
     if from == to {
@@ -189,7 +193,7 @@ pub(crate) fn change(
     world.trigger(ConnectionChanged { from, to, reason });
 }
 
-/// A further attempt to come back is due, or under way.
+/// A further attempt is due, or under way.
 pub(super) fn note_attempt(world: &mut World, attempt: u32) {
     world.resource_mut::<Connection>().attempt = attempt;
 }
@@ -211,7 +215,11 @@ pub(super) fn end(world: &mut World, reason: DisconnectReason) {
     if let Some(mut link) = world.remove_resource::<Link>() {
         let now = world.resource::<Time<Real>>().elapsed();
         link.say_goodbye(now, &reason);
-    } else if state != ConnectionState::Reconnecting {
+    } else if !matches!(
+        state,
+        // Between two attempts.
+        ConnectionState::Connecting | ConnectionState::Reconnecting
+    ) {
         return;
     }
     reconnect::stop(world);

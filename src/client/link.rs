@@ -392,6 +392,7 @@ fn welcome(world: &mut World, session: SessionId, tick: Tick) -> News {
     let (max_entities, outbox) = (settings.max_entities, settings.outbox);
     world.resource_mut::<Keepsakes>().mail = Some(Mailbox::new(outbox, WhenFull::Refuse));
     Mirror::begin(world, session, tick, max_entities);
+    reconnect::stop(world);
     connection::change(world, ConnectionState::Connected, Some(session), None);
     News::Welcomed(session)
 }

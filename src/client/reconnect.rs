@@ -1,7 +1,8 @@
 //! Coming back after the link is lost.
 //!
 //! The client tries again after a growing, random time ([`Backoff`]), over a link that its [`Connector`] makes. The
-//! server keeps the session meanwhile; see [`session`](crate::session).
+//! server keeps the session meanwhile; see [`session`](crate::session). A client that was never in tries again in the
+//! same way, but only if the server says that it can take it later.
 
 use std::time::Duration;
 
@@ -57,7 +58,8 @@ impl Default for ReconnectSettings {
     }
 }
 
-/// The link is lost, or an attempt has failed; there will be another.
+/// The link is lost, or an attempt has failed; there will be another. Also while connecting for the first time, when the
+/// server is [not ready](DisconnectReason::NotReady).
 #[derive(Event, Clone, Debug)]
 pub struct ReconnectScheduled {
     /// Its number, from 1.
@@ -115,7 +117,8 @@ pub(super) fn connect_with(world: &mut World, mut connector: Box<dyn Connector>)
 /// The link is dead, or an attempt to make another: try again, or give up.
 pub(super) fn lose(world: &mut World, reason: DisconnectReason) {
     let state = world.resource::<Connection>().state();
-    let can_come_back = match state {
+    let can_try_again = match state {
+        ConnectionState::Connecting => matches!(reason, DisconnectReason::NotReady(_)),
         ConnectionState::Connected => {
             reason.is_loss() && world.resource::<Keepsakes>().token.is_some()
         }
@@ -131,7 +134,7 @@ pub(super) fn lose(world: &mut World, reason: DisconnectReason) {
         _ => false,
     };
     let settings = world.resource::<Settings>().0.reconnect;
-    if !can_come_back || !settings.enabled {
+    if !can_try_again || !settings.enabled {
         give_up(world, reason);
         return;
     }
@@ -141,7 +144,9 @@ pub(super) fn lose(world: &mut World, reason: DisconnectReason) {
         give_up(world, reason);
         return;
     }
-    reconnect.lost_at.get_or_insert(now);
+    if state != ConnectionState::Connecting {
+        reconnect.lost_at.get_or_insert(now);
+    }
     let backoff = reconnect.backoff.get_or_insert_with(|| {
         Backoff::new(settings.backoff).unwrap_or_else(|error| {
             error!("the settings for reconnecting are not usable, so the defaults are: {error}");
@@ -155,12 +160,11 @@ pub(super) fn lose(world: &mut World, reason: DisconnectReason) {
     reconnect.due = Some(now + next.delay);
     drop_link(world);
     let session = world.resource::<Connection>().session();
-    connection::change(
-        world,
-        ConnectionState::Reconnecting,
-        session,
-        Some(reason.clone()),
-    );
+    let next_state = match state {
+        ConnectionState::Connecting => ConnectionState::Connecting,
+        _ => ConnectionState::Reconnecting,
+    };
+    connection::change(world, next_state, session, Some(reason.clone()));
     connection::note_attempt(world, next.attempt);
     debug!(
         "the link is lost ({reason}); attempt {} in {:?}",

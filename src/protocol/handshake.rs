@@ -216,6 +216,9 @@ pub enum DisconnectReason {
     /// The link failed.
     #[error("the link failed: {0}")]
     Link(String),
+    /// The server, or a proxy before it, cannot take the client now. Later it may.
+    #[error("the server is not ready: {0}")]
+    NotReady(String),
 }
 
 /// Why a session cannot be resumed.
@@ -235,7 +238,10 @@ pub enum ResumeRejection {
 impl DisconnectReason {
     /// Whether a session outlives a link that ends so. All else is somebody's will, or would only happen again.
     pub fn is_loss(&self) -> bool {
-        matches!(self, Self::TimedOut | Self::Congested | Self::Link(_))
+        matches!(
+            self,
+            Self::TimedOut | Self::Congested | Self::Link(_) | Self::NotReady(_)
+        )
     }
 
     /// How a ban with so much time left is put.

@@ -243,6 +243,7 @@ impl From<CloseReason> for DisconnectReason {
             CloseReason::Denied => Self::ServerFull,
             CloseReason::Congested => Self::Congested,
             CloseReason::Refused(reason) => Self::Unauthorised(reason),
+            CloseReason::NotReady(why) => Self::NotReady(why),
             CloseReason::TokenExpired => Self::Unauthorised(CloseReason::TokenExpired.to_string()),
             other => Self::Link(other.to_string()),
         }

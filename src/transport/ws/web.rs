@@ -35,6 +35,10 @@ const MESSAGE_OVERHEAD: usize = 64;
 /// What is beyond waits for the next frame.
 const MAX_BYTES_PER_RECEIVE: usize = 4 * MAX_STREAM_DATAGRAM_BYTES;
 
+/// A frame that takes longer is not slow: the page stood still, and the browser could not tell it what had come. So it
+/// is for many seconds when a page compiles its first shaders.
+const LONGEST_FRAME: Duration = Duration::from_millis(250);
+
 /// A client's WebSocket link.
 ///
 /// To be used on the thread that made it: browsers do not share a `WebSocket` between threads. Elsewhere it sends
@@ -47,8 +51,10 @@ pub struct WsClient {
     connect_timeout: Duration,
     pace: LinkPace,
     url: String,
-    /// When `receive` was called first.
-    since: Option<Duration>,
+    /// When `receive` was called last.
+    last_receive: Option<Duration>,
+    /// How long `receive` was called while the link was not open, without [`LONGEST_FRAME`]'s excess.
+    tried_for: Duration,
     batch: Batch,
     /// When the last batch left.
     last_flush: Option<Duration>,
@@ -133,7 +139,8 @@ impl WsClient {
                 ..config.pace
             },
             url,
-            since: None,
+            last_receive: None,
+            tried_for: Duration::ZERO,
             batch: Batch::default(),
             last_flush: None,
             stats: TransportStats::default(),
@@ -198,7 +205,8 @@ impl ClientTransport for WsClient {
         if let ClientLinkState::Closed(_) = self.state {
             return;
         }
-        let since = *self.since.get_or_insert(now);
+        let since_last = now.saturating_sub(self.last_receive.replace(now).unwrap_or(now));
+        self.tried_for += since_last.min(LONGEST_FRAME);
         let mut taken = 0;
         while taken < MAX_BYTES_PER_RECEIVE
             && let Some(message) = self.next_message()
@@ -239,8 +247,7 @@ impl ClientTransport for WsClient {
             let reason = self.reason_of(closed);
             self.stats.rejected.inbox_full += u64::from(reason == CloseReason::Overflow);
             self.end(close_code::NORMAL, reason);
-        } else if self.state == ClientLinkState::Connecting
-            && now.saturating_sub(since) > self.connect_timeout
+        } else if self.state == ClientLinkState::Connecting && self.tried_for > self.connect_timeout
         {
             self.end(close_code::NORMAL, CloseReason::ConnectTimedOut);
         }
