@@ -101,7 +101,7 @@ impl Mailbox {
                 self.is_overrun |= matches!(pushed, Err(Full::Close { .. }));
                 pushed.is_ok()
             }
-            (None, Some(peer)) => peer.send_message(channel.id(), letter.body.bytes().to_vec()),
+            (None, Some(peer)) => peer.send_message(channel.id(), &letter.body),
             // What may be lost is not kept for a link that is not there.
             (None, None) => true,
         }

@@ -29,6 +29,7 @@ pub(crate) use crate::transport::MAX_DATAGRAM_BYTES;
 
 /// The channel of the connection itself: handshake, and values too large for snapshots.
 pub(crate) const CONTROL_CHANNEL: u8 = 0;
+const UNRELIABLE_CHANNEL: u8 = 3;
 const CHANNELS: u8 = 4;
 
 /// What a client may keep in flight on a channel, and so make the server hold: a window of its numbered messages, with
@@ -38,8 +39,14 @@ const CLIENT_CHANNEL_BYTES: usize = 96 << 10;
 const SERVER_CHANNEL_BYTES: usize = 5 << 20;
 /// Unacknowledged messages are sent again after this. Longer than most round trips, so that few are sent twice.
 const RESEND_TIME: Duration = Duration::from_millis(200);
-/// Bytes of messages per client and send: a 1 MiB message takes about 15 sends, and leaves room for others.
+/// Bytes of messages per client and send: a 1 MiB message takes about 15 sends, and leaves room for others. On a stream
+/// it is what may wait there in all, and one larger message.
 const MESSAGE_BYTES_PER_SEND: u64 = 60_000;
+/// On streams, unreliable messages that wait have at most so many bytes, or are one that is larger. Newer ones push out
+/// older ones.
+const UNRELIABLE_BYTES: usize = 60_000;
+/// With so little before it, a stream is given a message however large.
+const LITTLE_QUEUED: usize = 16 << 10;
 const CHUNK_HEAD: usize = 3;
 /// The length of a chunk that goes on to the end of its datagram.
 const THE_REST: u16 = u16::MAX;
@@ -109,9 +116,16 @@ struct Packets {
 
 #[derive(Default)]
 struct Chunks {
-    waiting: VecDeque<Waiting>,
-    waiting_bytes: usize,
+    reliable: Queue,
+    unreliable: Queue,
     arrived: VecDeque<(u8, Bytes)>,
+}
+
+/// Messages that wait for a stream.
+#[derive(Default)]
+struct Queue {
+    messages: VecDeque<Waiting>,
+    bytes: usize,
 }
 
 /// A message on its way to a stream.
@@ -120,6 +134,25 @@ struct Waiting {
     /// What precedes the message: its number, if it has one.
     head: Vec<u8>,
     body: SharedBytes,
+}
+
+impl Waiting {
+    fn bytes(&self) -> usize {
+        self.head.len() + self.body.bytes().len()
+    }
+}
+
+impl Queue {
+    fn push(&mut self, message: Waiting) {
+        self.bytes += message.bytes();
+        self.messages.push_back(message);
+    }
+
+    fn pop(&mut self) -> Option<Waiting> {
+        let message = self.messages.pop_front()?;
+        self.bytes -= message.bytes();
+        Some(message)
+    }
 }
 
 impl Packets {
@@ -242,17 +275,40 @@ impl Chunks {
             Side::Client => CLIENT_CHANNEL_BYTES,
             Side::Server => SERVER_CHANNEL_BYTES,
         };
-        let bytes = head.len() + body.bytes().len();
-        if self.waiting_bytes + bytes > capacity {
-            return false;
-        }
-        self.waiting_bytes += bytes;
-        self.waiting.push_back(Waiting {
+        let message = Waiting {
             channel,
             head,
             body,
-        });
+        };
+        if channel == UNRELIABLE_CHANNEL {
+            while self.unreliable.bytes + message.bytes() > UNRELIABLE_BYTES
+                && self.unreliable.pop().is_some()
+            {}
+            self.unreliable.push(message);
+            return true;
+        }
+        if self.reliable.bytes + message.bytes() > capacity {
+            return false;
+        }
+        self.reliable.push(message);
         true
+    }
+
+    /// What a stream on which so many bytes wait may have: at least one message, unless the peer does not keep up.
+    fn take_waiting(&mut self, mut queued: usize) -> Vec<Waiting> {
+        let mut taken = Vec::new();
+        for queue in [&mut self.reliable, &mut self.unreliable] {
+            while let Some(next) = queue.messages.front() {
+                if queued >= LITTLE_QUEUED
+                    && queued + next.bytes() > MESSAGE_BYTES_PER_SEND as usize
+                {
+                    break;
+                }
+                queued += next.bytes();
+                taken.extend(queue.pop());
+            }
+        }
+        taken
     }
 
     fn take_arrived(&mut self, channel: u8) -> Option<Bytes> {
@@ -357,11 +413,11 @@ impl Peer {
     }
 
     /// Queues a message without a number. `false` when the channel is full: the other side does not keep up.
-    pub fn send_message(&mut self, channel: u8, message: Vec<u8>) -> bool {
+    pub fn send_message(&mut self, channel: u8, message: &SharedBytes) -> bool {
         match &mut self.messages {
-            Messages::InPackets(packets) => packets.send(channel, message.into()),
+            Messages::InPackets(packets) => packets.send(channel, message.bytes().clone()),
             Messages::AsChunks(chunks) => {
-                chunks.send(self.side, channel, Vec::new(), SharedBytes::new(message))
+                chunks.send(self.side, channel, Vec::new(), message.clone())
             }
         }
     }
@@ -382,16 +438,16 @@ impl Peer {
 
     /// Sends the messages that wait, and begins the datagram that the caller's chunks go into.
     ///
-    /// Small ones stay in that datagram. Returns its number, for acknowledgements.
-    pub fn begin(&mut self, now: Duration, to: &mut impl Carrier) -> u16 {
+    /// Small ones stay in that datagram. A stream that has `queued` bytes is given no more than it can have soon. Returns
+    /// the datagram's number, for acknowledgements.
+    pub fn begin(&mut self, now: Duration, queued: usize, to: &mut impl Carrier) -> u16 {
         match &mut self.messages {
             Messages::InPackets(packets) => {
                 let packets = packets.take_packets(self.side);
                 self.begin_with_packets(now, packets, to)
             }
             Messages::AsChunks(chunks) => {
-                chunks.waiting_bytes = 0;
-                let waiting = std::mem::take(&mut chunks.waiting);
+                let waiting = chunks.take_waiting(queued);
                 self.begin_with_messages(now, waiting, to)
             }
         }
@@ -422,11 +478,11 @@ impl Peer {
         seq
     }
 
-    /// In the order in which they were queued: a stream keeps it, and so the numbers' order.
+    /// Reliable ones in the order in which they were queued: a stream keeps it, and so the numbers' order.
     fn begin_with_messages(
         &mut self,
         now: Duration,
-        waiting: VecDeque<Waiting>,
+        waiting: Vec<Waiting>,
         to: &mut impl Carrier,
     ) -> u16 {
         let mut seq = self.start_datagram(now);

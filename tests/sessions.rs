@@ -9,7 +9,7 @@ use bevy_tandem::client::{ClientConfig, ReconnectSettings};
 use bevy_tandem::prelude::*;
 use bevy_tandem::protocol::acks::{AckTracker, Header};
 use bevy_tandem::protocol::handshake::{Hello, Intent, WIRE_VERSION};
-use bevy_tandem::server::{ListenAddresses, ServerConfig};
+use bevy_tandem::server::{ListenAddresses, ServerConfig, ServerStats};
 use bevy_tandem::testing::{TestClientId, TestNet};
 use bevy_tandem::transport::udp::token::ConnectToken;
 use bevy_tandem::transport::udp::{Auth, ClientAuth, UdpClient, UdpServer, token};
@@ -895,6 +895,76 @@ fn a_connect_token_used_over_one_transport_is_refused_over_another() {
     });
     assert!(is_in(&ada) && is_in(&bob));
     assert_eq!(server.world().resource::<Log>().joined.len(), 2);
+}
+
+#[test]
+fn what_is_large_arrives_over_websocket() {
+    #[derive(Component, Clone, Serialize, Deserialize)]
+    struct Scroll(Vec<u8>);
+    #[derive(Resource, Default)]
+    struct Heard(Vec<usize>);
+    const SCROLLS: usize = 300;
+    const MESSAGES: [usize; 4] = [900_000, 1, 300_000, 900_000];
+
+    fn library(app: &mut App) {
+        app.replicate::<Scroll>();
+        app.add_plugins(game).init_resource::<Heard>();
+    }
+    let mut app = App::new();
+    app.add_plugins((
+        MinimalPlugins,
+        TandemServerPlugins::with_config(ServerConfig {
+            websocket: Some(WsServerConfig::new(LOOPBACK.parse().unwrap())),
+            ..default()
+        }),
+        library,
+    ))
+    .add_observer(
+        |_: On<SessionJoined>, mut chat: MessageWriter<ToClients<Chat>>| {
+            chat.write_batch(MESSAGES.map(|length| ToClients {
+                to: Target::All,
+                message: Chat("a".repeat(length)),
+            }));
+        },
+    );
+    for n in 0..SCROLLS {
+        app.world_mut()
+            .spawn((Replicated, Scroll(vec![n as u8; 5_000])));
+    }
+    let mut server = ready(app);
+    let address = server.world().resource::<ListenAddresses>().0[0];
+    let mut app = App::new();
+    let config = ClientConfig {
+        websocket: Some(WsClientConfig::new(format!("ws://{address}/"))),
+        ..named("Ada")
+    };
+    app.add_plugins((
+        MinimalPlugins,
+        TandemClientPlugins::with_config(config),
+        library,
+    ))
+    .add_systems(
+        Update,
+        |mut chat: MessageReader<FromServer<Chat>>, mut heard: ResMut<Heard>| {
+            heard.0.extend(chat.read().map(|chat| chat.0.0.len()));
+        },
+    );
+    let mut ada = ready(app);
+    wait_until("has all", &mut [&mut server, &mut ada], |apps| {
+        apps[1].world().resource::<Heard>().0.len() >= MESSAGES.len()
+            && count::<Scroll>(apps[1]) == SCROLLS
+    });
+    assert_eq!(
+        ada.world().resource::<Heard>().0,
+        MESSAGES,
+        "once, and in order"
+    );
+    assert_eq!(
+        server.world().resource::<ServerStats>().resumed,
+        0,
+        "over one link"
+    );
+    assert!(is_in(&ada));
 }
 
 #[test]

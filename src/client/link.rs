@@ -374,7 +374,7 @@ fn receive_messages(
 pub(super) fn send_request(peer: &mut Peer, request: &Request) {
     let mut bytes = Vec::new();
     if serial::encode(request, &mut bytes).is_ok() {
-        peer.send_message(CONTROL_CHANNEL, bytes);
+        peer.send_message(CONTROL_CHANNEL, &SharedBytes::new(bytes));
     }
 }
 
@@ -516,7 +516,7 @@ pub(super) fn greet(world: &mut World) {
             if !*said_hello {
                 let mut bytes = Vec::new();
                 if serial::encode(&hello(world)?, &mut bytes).is_ok() {
-                    peer.send_message(CONTROL_CHANNEL, bytes);
+                    peer.send_message(CONTROL_CHANNEL, &SharedBytes::new(bytes));
                 }
                 *said_hello = true;
                 *last_sent = Duration::ZERO;
@@ -525,7 +525,7 @@ pub(super) fn greet(world: &mut World) {
             if now.saturating_sub(*last_sent) >= heartbeat || last_sent.is_zero() {
                 *last_sent = now;
                 let mut to = OverTransport(&mut **transport, now);
-                peer.begin(now, &mut to);
+                peer.begin(now, 0, &mut to);
                 peer.finish(&mut to);
             }
         }
@@ -606,7 +606,7 @@ pub(super) fn send(
         if let Some(mail) = &mut mail {
             mail.pump(peer);
         }
-        let seq = peer.begin(now, &mut to);
+        let seq = peer.begin(now, 0, &mut to);
         if let Some(mail) = mail {
             mail.tell_taken(peer, seq);
         }

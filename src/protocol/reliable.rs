@@ -565,11 +565,13 @@ impl<B: Body> Outbox<B> {
     }
 
     /// The same for a link that keeps the order, loses nothing and tells how many bytes it has `queued`: up to
-    /// [`OutboxLimits::window_bytes`] of them, whether or not the game at the other end has taken those before.
+    /// [`OutboxLimits::window_bytes`] of them, whether or not the game at the other end has taken those before. A larger
+    /// message goes as soon as less than a quarter of that is queued.
     pub fn next_to_stream(&mut self, queued: usize) -> Option<(Stream, u32, B)> {
         self.next_if(|outbox, size| {
             outbox.in_flight.messages < MAX_WINDOW_MESSAGES
-                && (queued == 0 || queued + size <= outbox.limits.window_bytes)
+                && (queued < outbox.limits.window_bytes.div_ceil(4)
+                    || queued + size <= outbox.limits.window_bytes)
         })
     }
 

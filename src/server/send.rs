@@ -17,6 +17,7 @@ use crate::protocol::snapshot::InputReport;
 use crate::protocol::view::{ApartValue, BlockCache, SnapshotBudget, View};
 use crate::schedule::{CurrentTick, TandemSystems};
 use crate::tick::{Tick, Ticks};
+use crate::transport::SharedBytes;
 use crate::wire::bits::BitWriter;
 use crate::wire::serial;
 
@@ -142,7 +143,7 @@ fn send_snapshots(
         } else {
             mail.0.pump(peer);
         }
-        let seq = peer.begin(now, &mut to);
+        let seq = peer.begin(now, stats.queued_bytes, &mut to);
         mail.0.tell_taken(peer, seq);
         let budget = SnapshotBudget {
             max_bytes: max_bytes.min(peer.room()),
@@ -182,7 +183,7 @@ fn send_snapshots(
             };
             let mut bytes = Vec::new();
             let is_sent = serial::encode(&control, &mut bytes).is_ok()
-                && peer.send_message(CONTROL_CHANNEL, bytes);
+                && peer.send_message(CONTROL_CHANNEL, &SharedBytes::new(bytes));
             if !is_sent {
                 // The channel is full, or the value above what one message may have.
                 warn_once!(

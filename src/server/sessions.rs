@@ -34,7 +34,7 @@ use crate::session::{
 };
 use crate::tick::Tick;
 use crate::transport::udp::token::unix_time;
-use crate::transport::{LinkId, PeerInfo};
+use crate::transport::{LinkId, PeerInfo, SharedBytes};
 use crate::wire::serial;
 
 /// Lets clients in and makes them sessions.
@@ -220,7 +220,7 @@ pub(super) fn greet(world: &mut World, links: &mut Links, now: Duration, delta: 
             continue;
         };
         let peer = &mut greeting.peer;
-        peer.begin(now, &mut links.over(now, link));
+        peer.begin(now, 0, &mut links.over(now, link));
         peer.finish(&mut links.over(now, link));
         links.greeting.insert(link, greeting);
     }
@@ -601,7 +601,7 @@ pub(super) fn confirm_token(world: &mut World, session: Entity, receipt: u32) {
 pub(super) fn send_control(peer: &mut Peer, control: &Control) {
     let mut bytes = Vec::new();
     if serial::encode(control, &mut bytes).is_ok() {
-        peer.send_message(CONTROL_CHANNEL, bytes);
+        peer.send_message(CONTROL_CHANNEL, &SharedBytes::new(bytes));
     }
 }
 
@@ -626,7 +626,7 @@ fn end_session(
             mail.0.pump(&mut link.peer);
         }
         let peer = &mut link.peer;
-        peer.begin(now, &mut links.over(now, link.id));
+        peer.begin(now, 0, &mut links.over(now, link.id));
         peer.finish(&mut links.over(now, link.id));
         links.close(now, link.id, peer, &reason);
     }
