@@ -1,12 +1,14 @@
 //! What a client may send, what happens when it sends more, and what it is sent when its link is bad.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bevy::diagnostic::{DiagnosticPath, DiagnosticsStore};
 use bevy::prelude::*;
-use bevy_tandem::client::{LimitWarning, ServerClosing};
+use bevy_tandem::client::{ClientConfig, LimitWarning, ServerClosing};
 use bevy_tandem::diagnostics::{self, DiagnosticsPlugin};
 use bevy_tandem::headless::ShutdownRequested;
+use bevy_tandem::identity::Identity;
 use bevy_tandem::prelude::*;
 use bevy_tandem::protocol::limits::{Answer, Ladder, SessionLimits};
 use bevy_tandem::protocol::pacing::{PacingReason, PacingSettings};
@@ -199,6 +201,63 @@ fn who_goes_on_is_banned_for_a_time() {
         "{reason:?}"
     );
     assert_eq!(net.server.world().resource::<ServerStats>().limits.bans, 1);
+}
+
+#[test]
+fn who_comes_back_to_offend_again_is_banned() {
+    let config = ServerConfig {
+        verifier: Some(Arc::new(|credentials: &[u8], _: u64| {
+            Ok(Identity::verified(
+                "test",
+                String::from_utf8_lossy(credentials),
+            ))
+        })),
+        limits: LimitSettings {
+            ladder: Ladder {
+                warn_at: 3,
+                disconnect_at: 6,
+                ..default()
+            },
+            ..default()
+        },
+        ..default()
+    };
+    let called = |name: &str| ClientConfig {
+        name: name.into(),
+        credentials: name.as_bytes().to_vec(),
+        ..default()
+    };
+    let mut net = TestNet::with_config(game, LinkConditions::default(), config);
+    let ada = net.join_with(game, called("Ada"));
+    for offence in 1..=3 {
+        let mallory = net.join_with(game, called("Mallory"));
+        net.run(Ticks(60));
+        assert!(net.session(mallory).is_some(), "{offence}");
+        for number in 0..300 {
+            for _ in 0..100 {
+                order(&mut net, mallory, number);
+            }
+            net.run(Ticks(2));
+        }
+        net.run(Ticks(10));
+        let reason = client_log(&mut net, mallory).disconnected.last().cloned();
+        assert!(
+            match reason {
+                Some(DisconnectReason::LimitExceeded(_)) => offence < 3,
+                Some(DisconnectReason::Banned { seconds: 300, .. }) => offence == 3,
+                _ => false,
+            },
+            "{offence}: {reason:?}"
+        );
+    }
+    let limits = |net: &TestNet| net.server.world().resource::<ServerStats>().limits;
+    assert_eq!((limits(&net).disconnects, limits(&net).bans), (2, 1));
+    assert_eq!(limits(&net).refused_links, 0);
+    let mallory = net.join_with(game, called("Mallory"));
+    net.run(Ticks(60));
+    assert!(net.session(mallory).is_none());
+    assert_eq!(limits(&net).refused_links, 1);
+    assert!(net.session(ada).is_some());
 }
 
 #[test]

@@ -117,14 +117,18 @@ pub(super) fn connect_with(world: &mut World, mut connector: Box<dyn Connector>)
 /// The link is dead, or an attempt to make another: try again, or give up.
 pub(super) fn lose(world: &mut World, reason: DisconnectReason) {
     let state = world.resource::<Connection>().state();
+    // The server was there: it may be gone for a moment while it restarts.
+    let was_put_off = world.resource::<Reconnect>().backoff.is_some();
     let can_try_again = match state {
-        ConnectionState::Connecting => matches!(reason, DisconnectReason::NotReady(_)),
+        ConnectionState::Connecting if !was_put_off => {
+            matches!(reason, DisconnectReason::NotReady(_))
+        }
         ConnectionState::Connected => {
             reason.is_loss() && world.resource::<Keepsakes>().token.is_some()
         }
         // An attempt that the network has undone is worth another, and so is one for which a server is too full that may
         // not have noticed yet that the link before it is dead. What else the server said is final.
-        ConnectionState::Reconnecting => {
+        ConnectionState::Connecting | ConnectionState::Reconnecting => {
             reason.is_loss()
                 || matches!(
                     reason,

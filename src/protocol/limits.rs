@@ -100,13 +100,6 @@ impl TokenBucket {
         ))
     }
 
-    /// Adds tokens, also beyond what it holds when full. They do not come again.
-    pub fn credit(&mut self, tokens: u32) {
-        self.nanotokens = self
-            .nanotokens
-            .saturating_add(u64::from(tokens).saturating_mul(NANO));
-    }
-
     /// Adds what comes in for so long, also beyond what it holds when full.
     ///
     /// That does not add up: afterwards it holds at most that much more than when full, or as much as before.
@@ -219,6 +212,10 @@ pub enum Exceeded {
     Bytes(Traffic),
 }
 
+/// What is made up for after a silence, however long it was. Enough for the 1,000 messages that a client keeps while it is
+/// cut off, and too little to be worth saving up for.
+pub const MAX_SILENCE: Duration = Duration::from_secs(15);
+
 /// Measures one session against [`SessionLimits`].
 #[derive(Clone, Debug)]
 pub struct SessionMeter {
@@ -267,19 +264,14 @@ impl SessionMeter {
         Some(messages.wait(1, now)?.max(bytes.wait(size, now)?))
     }
 
-    /// Nothing could come for so long: what would have been allowed meanwhile may come at once.
+    /// Nothing could come for so long: what would have been allowed meanwhile may come at once, but no more than in
+    /// [`MAX_SILENCE`].
     pub fn credit_silence(&mut self, length: Duration) {
+        let length = length.min(MAX_SILENCE);
         for (messages, bytes) in &mut self.buckets {
             messages.credit_time(length);
             bytes.credit_time(length);
         }
-    }
-
-    /// Allows so much once, beyond the limits: after a resume, what the client had to keep meanwhile comes at once.
-    pub fn credit(&mut self, traffic: Traffic, messages: u32, bytes: u32) {
-        let buckets = &mut self.buckets[traffic.index()];
-        buckets.0.credit(messages);
-        buckets.1.credit(bytes);
     }
 }
 
@@ -431,8 +423,8 @@ impl AnswerCounts {
 /// [`Ladder::disconnect_at`], it has committed an offence, and its strikes start from zero again. The first offences end
 /// the link; from [`Ladder::ban_at_offence`] on they ban, longer each time.
 ///
-/// A session outlives its link, and so does its conduct. For those who come back as somebody new, an [`AddressGate`]
-/// keeps [offences](AddressGate::offence) by address.
+/// A session outlives its link, and so does its conduct. For those who come back with a new one, a [`BanList`] keeps
+/// [offences](BanList::offence) by player, and an [`AddressGate`] [by address](AddressGate::offence).
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Conduct {
     strikes: Decaying,
@@ -570,6 +562,16 @@ pub struct GateCounts {
 }
 
 impl GateCounts {
+    /// How many were refused, for whatever reason.
+    #[must_use]
+    pub fn refused(&self) -> u64 {
+        self.banned
+            + self.too_fast
+            + self.too_many_sessions
+            + self.too_many_handshakes
+            + self.too_many_addresses
+    }
+
     fn note(&mut self, refusal: Refusal) {
         let count = match refusal {
             Refusal::Banned { .. } => &mut self.banned,
@@ -749,11 +751,14 @@ impl AddressGate {
     }
 
     /// Somebody at this address has committed an offence (a session's [`Conduct`] has led to its end): what to do about
-    /// the address. Bans it if that is the answer.
+    /// the address. Bans it if that is the answer. An exempt address is never banned for offences.
     ///
     /// Many players can share an address, so a server that knows who its players are rather
-    /// [bans those](BanList::ban).
+    /// [bans those](BanList::offence).
     pub fn offence(&mut self, address: IpAddr, ladder: &Ladder, now: Duration) -> Answer {
+        if self.is_exempt(address) {
+            return Answer::Disconnect;
+        }
         let answer = self.update(address.into(), now, |visitor| {
             let answer = visitor.record.offence(ladder, now);
             if let Answer::Ban(length) = answer {
@@ -937,6 +942,8 @@ pub const MAX_REASON_BYTES: usize = 120;
 #[derive(Clone, Debug)]
 pub struct BanList {
     capacity: usize,
+    /// Offences of those who may be banned for the next.
+    records: BTreeMap<String, Record>,
     bans: BTreeMap<String, Ban>,
     /// By end, first one first.
     ends: BTreeSet<(Duration, String)>,
@@ -986,6 +993,7 @@ impl BanList {
     pub fn new(capacity: usize) -> Self {
         Self {
             capacity,
+            records: BTreeMap::new(),
             bans: BTreeMap::new(),
             ends: BTreeSet::new(),
         }
@@ -1026,6 +1034,35 @@ impl BanList {
         }
         self.ends.insert((until, identity.to_owned()));
         Ok(())
+    }
+
+    /// This player has committed an offence (a session's [`Conduct`] has led to its end): what to do about it. Bans them
+    /// if that is the answer.
+    ///
+    /// Remembers as many players as bans. Beyond that, whoever is not remembered is not banned.
+    pub fn offence(
+        &mut self,
+        identity: &str,
+        ladder: &Ladder,
+        reason: &str,
+        now: Duration,
+    ) -> Answer {
+        if !self.records.contains_key(identity) && self.records.len() >= self.capacity {
+            self.records.retain(|_, record| {
+                record.decay(ladder, now);
+                record.offences.count > 0
+            });
+            if self.records.len() >= self.capacity {
+                return Answer::Disconnect;
+            }
+        }
+        let record = self.records.entry(identity.to_owned()).or_default();
+        match record.offence(ladder, now) {
+            Answer::Ban(length) if self.ban(identity, Some(length), reason, now).is_err() => {
+                Answer::Disconnect
+            }
+            answer => answer,
+        }
     }
 
     /// Ends a ban. Returns whether there was one, if perhaps one that had just run out.
@@ -1142,21 +1179,6 @@ mod tests {
     }
 
     #[test]
-    fn credit_goes_beyond_the_burst_once() {
-        let mut bucket = TokenBucket::new(Rate::new(1, 2));
-        bucket.credit(3);
-        assert!(bucket.take(4, s(100)));
-        assert!(bucket.take(1, s(100)));
-        assert!(!bucket.take(3, s(200)) && bucket.take(2, s(200)));
-        bucket.credit(u32::MAX);
-        bucket.credit(u32::MAX);
-        bucket.credit(u32::MAX);
-        bucket.credit(u32::MAX);
-        bucket.credit(u32::MAX);
-        assert!(bucket.take(u32::MAX, s(200)), "and does not overflow");
-    }
-
-    #[test]
     fn an_honest_client_stays_within_the_default_limits() {
         let mut meter = SessionMeter::new(&SessionLimits::default());
         for tick in 0..6_000u64 {
@@ -1209,13 +1231,19 @@ mod tests {
     }
 
     #[test]
-    fn a_resumed_client_may_send_what_it_had_to_keep() {
-        let mut meter = SessionMeter::new(&SessionLimits::default());
-        meter.credit(Traffic::Messages, 1_000, 1 << 20);
-        for _ in 0..1_120 {
-            assert_eq!(meter.take(Traffic::Messages, 1_000, s(1)), Ok(()));
+    fn a_resumed_client_may_send_what_it_had_to_keep_but_saves_nothing_up() {
+        for silence in [MAX_SILENCE, MAX_SILENCE * 100] {
+            let mut meter = SessionMeter::new(&SessionLimits::default());
+            for _ in 0..3 {
+                meter.credit_silence(silence);
+            }
+            for _ in 0..1_020 {
+                assert_eq!(meter.take(Traffic::Messages, 1_000, s(1)), Ok(()));
+            }
+            assert!(meter.take(Traffic::Messages, 1, s(1)).is_err());
+            let chat = (0..100).filter(|_| meter.take(Traffic::Chat, 10, s(1)).is_ok());
+            assert_eq!(chat.count(), 38);
         }
-        assert!(meter.take(Traffic::Messages, 1, s(1)).is_err());
     }
 
     #[test]
@@ -1426,6 +1454,30 @@ mod tests {
             gate.try_connect(v4(1), s(1)),
             Err(Refusal::Banned { remaining: s(9) })
         );
+    }
+
+    #[test]
+    fn offences_of_a_player_add_up_over_sessions_and_are_forgiven() {
+        let ladder = Ladder::default();
+        let mut list = BanList::new(2);
+        let mut offence = |who, at| list.offence(who, &ladder, "flood", s(at));
+        assert_eq!(offence("eve", 0), Answer::Disconnect);
+        assert_eq!(offence("eve", 0), Answer::Disconnect);
+        assert_eq!(offence("bob", 0), Answer::Disconnect);
+        assert_eq!(offence("ada", 0), Answer::Disconnect, "there is no room");
+        assert_eq!(offence("eve", 0), Answer::Ban(s(300)));
+        assert_eq!(
+            offence("eve", 1_300),
+            Answer::Disconnect,
+            "two are forgiven"
+        );
+        assert_eq!(
+            offence("ada", 1_300),
+            Answer::Disconnect,
+            "bob is forgotten"
+        );
+        assert_eq!(list.is_banned("eve", s(299)).unwrap().reason, "flood");
+        assert!(list.is_banned("eve", s(300)).is_none());
     }
 
     #[test]

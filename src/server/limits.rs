@@ -7,13 +7,13 @@ use bevy::prelude::*;
 use bytes::Bytes;
 
 use super::links::{ClientAddress, Link};
-use super::sessions::send_control;
+use super::sessions::{SessionSettings, send_control};
 use super::{ServerConfig, ServerStats};
 use crate::identity::Identity;
 use crate::protocol::handshake::{Control, DisconnectReason};
 use crate::protocol::limits::{
-    AddressGate, Answer, BanList, Conduct, Exceeded, GateCounts, GateLimits, Ladder, SessionLimits,
-    SessionMeter, Traffic,
+    AddressGate, Answer, BanError, BanList, Conduct, Exceeded, GateCounts, GateLimits, Ladder,
+    Refusal, SessionLimits, SessionMeter, Traffic,
 };
 use crate::protocol::reliable::{STREAMS, Stream};
 
@@ -50,20 +50,25 @@ pub(super) struct Limits {
     held: [Option<Bytes>; STREAMS],
     /// When holding messages back last counted against the client.
     struck_at: Duration,
+    last_heard: Duration,
 }
+
+/// Longer than clients are ever silent by themselves: something has held up what they sent.
+const SILENCE: Duration = Duration::from_millis(250);
 
 /// Reliable messages beyond the limit are not lost but wait, which an honest client sees only as a delay. It counts
 /// against it this often, twice as fast as it is forgiven by default.
 const STRIKE_EVERY: Duration = Duration::from_millis(250);
 
 impl Limits {
-    pub fn new(settings: &LimitSettings) -> Self {
+    pub fn new(settings: &LimitSettings, now: Duration) -> Self {
         Self {
             meter: SessionMeter::new(&settings.session),
             conduct: Conduct::default(),
             ladder: settings.ladder,
             held: [None, None],
             struck_at: Duration::ZERO,
+            last_heard: now,
         }
     }
 
@@ -120,16 +125,13 @@ impl Limits {
             .map_err(|exceeded| (self.conduct.breach(&self.ladder, now), exceeded))
     }
 
-    /// Nothing was heard for so long, and what a stream held back meanwhile comes at once.
-    pub fn allow_silence(&mut self, length: Duration) {
-        self.meter.credit_silence(length);
-    }
-
-    /// What a client had to keep while it was away comes at once.
-    pub fn allow_backlog(&mut self, messages: usize, bytes: usize) {
-        let most = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
-        for traffic in [Traffic::Messages, Traffic::Chat] {
-            self.meter.credit(traffic, most(messages), most(bytes));
+    /// The client was heard. If it was silent for long, a stream may have held back what it sent, or it was cut off and
+    /// had to keep it: all that comes at once.
+    pub fn hear(&mut self, now: Duration) {
+        let silent_for = now.saturating_sub(self.last_heard);
+        self.last_heard = now;
+        if silent_for > SILENCE {
+            self.meter.credit_silence(silent_for);
         }
     }
 }
@@ -144,13 +146,31 @@ pub(super) fn answer(
     session: Entity,
     (answer, exceeded): (Answer, Exceeded),
 ) -> Result<(), DisconnectReason> {
+    let limit = exceeded.to_string();
+    let identity = world.get::<Identity>(session).cloned();
+    let address = world.get::<ClientAddress>(session).map(|at| at.0);
+    let now = world.resource::<Time<Real>>().elapsed();
+    let ladder = world.resource::<SessionSettings>().0.limits.ladder;
+    let mut doors = world.resource_mut::<Doors>();
+    let answer = match answer {
+        // For the session it may be the first offence, but not for the player.
+        Answer::Disconnect => doors.offence(now, identity.as_ref(), address, &limit, &ladder),
+        Answer::Ban(length) => {
+            doors.ban(now, identity.as_ref(), address, &limit, length);
+            answer
+        }
+        Answer::Drop | Answer::Warn => answer,
+    };
     let counts = &mut world.resource_mut::<ServerStats>().limits;
     match answer {
         Answer::Drop => {
             counts.drops += 1;
             return Ok(());
         }
-        Answer::Warn => counts.warnings += 1,
+        Answer::Warn => {
+            counts.warnings += 1;
+            info!("session {session} is warned: {limit}");
+        }
         Answer::Disconnect => counts.disconnects += 1,
         Answer::Ban(_) => counts.bans += 1,
     }
@@ -160,7 +180,6 @@ pub(super) fn answer(
         answer,
     };
     world.trigger(event);
-    let limit = exceeded.to_string();
     match answer {
         Answer::Drop => Ok(()),
         Answer::Warn => {
@@ -170,14 +189,7 @@ pub(super) fn answer(
             Ok(())
         }
         Answer::Disconnect => Err(DisconnectReason::LimitExceeded(limit)),
-        Answer::Ban(length) => {
-            let now = world.resource::<Time<Real>>().elapsed();
-            let identity = world.get::<Identity>(session).cloned();
-            let address = world.get::<ClientAddress>(session).map(|at| at.0);
-            let mut doors = world.resource_mut::<Doors>();
-            doors.ban(now, identity.as_ref(), address, &limit, length);
-            Err(DisconnectReason::banned(&limit, length))
-        }
+        Answer::Ban(length) => Err(DisconnectReason::banned(&limit, length)),
     }
 }
 
@@ -186,6 +198,8 @@ pub(super) fn answer(
 pub struct Doors {
     gate: AddressGate,
     players: BanList,
+    /// Refused after they had said who they are.
+    banned: u64,
 }
 
 impl Doors {
@@ -193,10 +207,12 @@ impl Doors {
         Self {
             gate: AddressGate::new(config.limits.address),
             players: BanList::default(),
+            banned: 0,
         }
     }
 
-    /// Bans a player by who they are, for so long; `None`: until the server stops.
+    /// Bans a player by who they are, for so long; `None`: until the server stops. It holds for those for whom somebody
+    /// [vouches](Identity::verified).
     ///
     /// # Errors
     ///
@@ -204,16 +220,16 @@ impl Doors {
     pub fn ban_player(
         &mut self,
         now: Duration,
-        subject: &str,
+        player: &Identity,
         length: Option<Duration>,
         reason: &str,
-    ) -> Result<(), crate::protocol::limits::BanError> {
-        self.players.ban(subject, length, reason, now)
+    ) -> Result<(), BanError> {
+        self.players.ban(&full_name(player), length, reason, now)
     }
 
     /// Ends a player's ban. Returns whether there was one.
-    pub fn unban_player(&mut self, subject: &str) -> bool {
-        self.players.unban(subject)
+    pub fn unban_player(&mut self, player: &Identity) -> bool {
+        self.players.unban(&full_name(player))
     }
 
     /// Ends an address's ban. Returns whether there was one.
@@ -226,11 +242,14 @@ impl Doors {
         self.gate.counts()
     }
 
+    /// How many were turned away.
+    pub(super) fn refused(&self) -> u64 {
+        self.gate.counts().refused() + self.banned
+    }
+
     /// Somebody has opened a link.
     pub(super) fn knock(&mut self, now: Duration, ip: IpAddr) -> Result<(), DisconnectReason> {
-        self.gate
-            .try_connect(ip, now)
-            .map_err(|refusal| DisconnectReason::LimitExceeded(refusal.to_string()))
+        self.gate.try_connect(ip, now).map_err(explain)
     }
 
     /// And has said hello, or was sent away.
@@ -240,9 +259,7 @@ impl Doors {
 
     /// A session begins at this address.
     pub(super) fn enter(&mut self, now: Duration, ip: IpAddr) -> Result<(), DisconnectReason> {
-        self.gate
-            .session_opened(ip, now)
-            .map_err(|refusal| DisconnectReason::LimitExceeded(refusal.to_string()))
+        self.gate.session_opened(ip, now).map_err(explain)
     }
 
     /// A session ends there.
@@ -258,23 +275,50 @@ impl Doors {
     }
 
     pub(super) fn check_player(
-        &self,
+        &mut self,
         now: Duration,
         identity: &Identity,
     ) -> Result<(), DisconnectReason> {
         if identity.verified
-            && let Some(ban) = self.players.is_banned(&identity.subject, now)
+            && let Some(ban) = self.players.is_banned(&full_name(identity), now)
         {
+            self.banned += 1;
             let left = ban.remaining.unwrap_or(Duration::MAX);
             return Err(DisconnectReason::banned(ban.reason, left));
         }
         Ok(())
     }
 
-    pub(super) fn check_address(&self, now: Duration, ip: IpAddr) -> Result<(), DisconnectReason> {
+    pub(super) fn check_address(
+        &mut self,
+        now: Duration,
+        ip: IpAddr,
+    ) -> Result<(), DisconnectReason> {
         match self.gate.is_banned(ip, now) {
-            Some(left) => Err(DisconnectReason::banned("this address is banned", left)),
+            Some(remaining) => {
+                self.banned += 1;
+                Err(explain(Refusal::Banned { remaining }))
+            }
             None => Ok(()),
+        }
+    }
+
+    /// A session has done what ends it: does the same to the player as the ladder says.
+    fn offence(
+        &mut self,
+        now: Duration,
+        identity: Option<&Identity>,
+        addr: Option<SocketAddr>,
+        reason: &str,
+        ladder: &Ladder,
+    ) -> Answer {
+        match (identity, addr) {
+            (Some(identity), _) if identity.verified => {
+                self.players
+                    .offence(&full_name(identity), ladder, reason, now)
+            }
+            (_, Some(addr)) => self.gate.offence(addr.ip(), ladder, now),
+            (_, None) => Answer::Disconnect,
         }
     }
 
@@ -291,7 +335,7 @@ impl Doors {
             .filter(|identity| identity.verified)
             .and_then(|identity| {
                 self.players
-                    .ban(&identity.subject, Some(length), reason, now)
+                    .ban(&full_name(identity), Some(length), reason, now)
                     .ok()
             });
         if by_name.is_none()
@@ -299,6 +343,28 @@ impl Doors {
             && let Err(refusal) = self.gate.ban(addr.ip(), length, now)
         {
             warn!("{} cannot be banned: {refusal}", addr.ip());
+        }
+    }
+}
+
+/// Subjects of two issuers have nothing to do with each other.
+fn full_name(player: &Identity) -> String {
+    match &player.issuer {
+        Some(issuer) => format!("{} of {issuer}", player.subject),
+        None => player.subject.clone(),
+    }
+}
+
+/// What a client is told that is not let in.
+fn explain(refusal: Refusal) -> DisconnectReason {
+    match refusal {
+        Refusal::Banned { remaining } => {
+            DisconnectReason::banned("this address is banned", remaining)
+        }
+        Refusal::TooManySessions => DisconnectReason::LimitExceeded(refusal.to_string()),
+        // Somebody who lost a link along with all others at this address must not lose the session.
+        Refusal::TooFast { .. } | Refusal::TooManyHandshakes | Refusal::TooManyAddresses => {
+            DisconnectReason::NotReady(refusal.to_string())
         }
     }
 }

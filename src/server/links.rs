@@ -9,7 +9,7 @@ use bytes::Bytes;
 use smallvec::SmallVec;
 
 use super::inputs::SessionInputs;
-use super::limits::{self, Limits};
+use super::limits::{self, Doors, Limits};
 use super::send::Outgoing;
 use super::sessions::{self, SessionSettings};
 use super::{ServerStats, TransportCount};
@@ -250,7 +250,9 @@ pub(super) fn receive(world: &mut World, ends: &mut QueryState<SessionEnd>) {
             }
         }
         sessions::expire(world, links, now);
+        let refused_links = world.resource::<Doors>().refused();
         let mut stats = world.resource_mut::<ServerStats>();
+        stats.limits.refused_links = refused_links;
         stats.transports = links.counts();
         let counts = stats.transports.iter().map(|count| count.stats);
         stats.transport = counts.sum();
@@ -258,9 +260,6 @@ pub(super) fn receive(world: &mut World, ends: &mut QueryState<SessionEnd>) {
         stats.sessions_peak = stats.sessions_peak.max(stats.sessions);
     });
 }
-
-/// Longer than clients are ever silent by themselves: something has held up what they sent.
-const SILENCE: Duration = Duration::from_millis(250);
 
 /// What a datagram from a client reaches.
 pub(super) type SessionEnd = (
@@ -289,10 +288,7 @@ fn receive_from_session(
     else {
         return Ok(());
     };
-    let silent_for = now.saturating_sub(link.last_heard);
-    if silent_for > SILENCE {
-        limits.allow_silence(silent_for);
-    }
+    limits.hear(now);
     link.last_heard = now;
     let mail = &mut mail.0;
     let (mut goodbye, mut broken) = (None, None);

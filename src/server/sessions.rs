@@ -25,7 +25,7 @@ use crate::protocol::handshake::{
     fingerprint,
 };
 use crate::protocol::names::{validate_name, validate_version};
-use crate::protocol::reliable::{self, OutboxLimits, Taken};
+use crate::protocol::reliable::{self, Taken};
 use crate::protocol::resume::{ResumeKeys, ResumeToken};
 use crate::registry::Registry;
 use crate::schedule::{CurrentTick, TandemSystems};
@@ -193,7 +193,9 @@ pub(super) fn greet(world: &mut World, links: &mut Links, now: Duration, delta: 
             false => greeting.peer.next_message(CONTROL_CHANNEL),
         };
         if waited > world.resource::<SessionSettings>().0.hello_timeout {
-            refuse(world, links, now, link, &DisconnectReason::TimedOut);
+            // An app that stands still for so long, as pages do that compile shaders, may well go on.
+            let reason = DisconnectReason::NotReady("you have not said hello in time".into());
+            refuse(world, links, now, link, &reason);
             continue;
         }
         if let Some(bytes) = message {
@@ -270,7 +272,7 @@ fn answer(
             .map_err(|error| DisconnectReason::Unauthorised(error.to_string()))?;
     }
     let identity = identify(world, &greeting.info, &hello)?;
-    world.resource::<Doors>().check_player(now, &identity)?;
+    world.resource_mut::<Doors>().check_player(now, &identity)?;
     match hello.intent.clone() {
         Intent::Join => join(world, links, now, link, hello, identity),
         Intent::Resume { token, taken } => {
@@ -345,7 +347,7 @@ fn join(
     welcome(world, &mut peer, id, token, None);
     let settings = &world.resource::<SessionSettings>().0;
     let mail = SessionMail(Mailbox::new(settings.outbox, settings.when_full));
-    let limits = Limits::new(&settings.limits);
+    let limits = Limits::new(&settings.limits, now);
     let session = world
         .spawn((
             Session {
@@ -441,9 +443,7 @@ fn resume(
         .remove::<Away>()
         .insert(SessionInputs::default());
     if let Some(mut limits) = world.get_mut::<Limits>(session) {
-        let backlog = OutboxLimits::CLIENT;
         limits.start_link();
-        limits.allow_backlog(backlog.max_messages, backlog.max_bytes);
     }
     move_address(world, now, session, &info);
     attach(world, links, now, session, link, peer, &info);
