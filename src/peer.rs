@@ -7,10 +7,8 @@
 //! chunk      kind (1 byte)  length (2 bytes, little endian)  body
 //! ```
 //!
-//! A length of 65,535 stands for the rest of the datagram: on streams a message can be longer than that.
-//!
 //! Where datagrams can be lost, messages travel in renet's packets. A stream loses nothing, so there they are chunks of
-//! their own, and renet has no part.
+//! their own, and renet has no part. Large ones go in parts, with snapshots between them.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -45,11 +43,15 @@ const MESSAGE_BYTES_PER_SEND: u64 = 60_000;
 /// On streams, unreliable messages that wait have at most so many bytes, or are one that is larger. Newer ones push out
 /// older ones.
 const UNRELIABLE_BYTES: usize = 60_000;
-/// With so little before it, a stream is given a message however large.
+/// Larger messages go over streams in parts of so many bytes: two seconds' worth of a link of 16 kB/s.
+const PART_BYTES: usize = 32 << 10;
+/// With so little before it, a stream is always given one more.
 const LITTLE_QUEUED: usize = 16 << 10;
+/// A message that has come to the end of a stream costs its bytes and about this much beside.
+const ARRIVED_OVERHEAD: usize = 64;
 const CHUNK_HEAD: usize = 3;
-/// The length of a chunk that goes on to the end of its datagram.
-const THE_REST: u16 = u16::MAX;
+/// With the channel's number: this is the last part of a message.
+const LAST_PART: u8 = 0x80;
 /// What a message has besides itself: its number and, for a component's value, its name.
 const MESSAGE_SLACK: usize = 64;
 /// Small renet packets share the snapshot's datagram up to this size; larger ones get their own.
@@ -68,6 +70,8 @@ pub(crate) enum ChunkKind {
     Message,
     /// Which of the session's messages this side has taken.
     Taken,
+    /// On streams: a channel's number, with [`LAST_PART`] for the last, and a part of a message.
+    Part,
 }
 
 /// Where datagrams go.
@@ -118,7 +122,11 @@ struct Packets {
 struct Chunks {
     reliable: Queue,
     unreliable: Queue,
-    arrived: VecDeque<(u8, Bytes)>,
+    arrived: [VecDeque<Bytes>; CHANNELS as usize],
+    /// What `arrived` holds, [`ARRIVED_OVERHEAD`] included.
+    arrived_bytes: usize,
+    /// Messages of which parts have come.
+    partial: [Vec<u8>; CHANNELS as usize],
 }
 
 /// Messages that wait for a stream.
@@ -134,11 +142,27 @@ struct Waiting {
     /// What precedes the message: its number, if it has one.
     head: Vec<u8>,
     body: SharedBytes,
+    /// Which part is next.
+    part: usize,
+}
+
+/// What goes into a datagram: a message, or a part of one.
+struct Piece {
+    kind: ChunkKind,
+    /// The channel's number, and [`LAST_PART`].
+    channel: u8,
+    head: Vec<u8>,
+    body: SharedBytes,
 }
 
 impl Waiting {
+    /// Bytes that are still to be sent.
     fn bytes(&self) -> usize {
-        self.head.len() + self.body.bytes().len()
+        self.head.len() + self.body.bytes().len() - self.part * PART_BYTES
+    }
+
+    fn next_bytes(&self) -> usize {
+        self.bytes().min(self.head.len() + PART_BYTES)
     }
 }
 
@@ -148,10 +172,40 @@ impl Queue {
         self.messages.push_back(message);
     }
 
-    fn pop(&mut self) -> Option<Waiting> {
-        let message = self.messages.pop_front()?;
-        self.bytes -= message.bytes();
-        Some(message)
+    fn take(&mut self) -> Option<Piece> {
+        let next = self.messages.front_mut()?;
+        self.bytes -= next.next_bytes();
+        if next.body.bytes().len() <= PART_BYTES {
+            let message = self.messages.pop_front()?;
+            return Some(Piece {
+                kind: ChunkKind::Message,
+                channel: message.channel,
+                head: message.head,
+                body: message.body,
+            });
+        }
+        let parts = next.body.parts(PART_BYTES);
+        let body = parts.get(next.part)?.clone();
+        let is_last = next.part + 1 == parts.len();
+        next.part += 1;
+        let piece = Piece {
+            kind: ChunkKind::Part,
+            channel: next.channel | if is_last { LAST_PART } else { 0 },
+            head: std::mem::take(&mut next.head),
+            body,
+        };
+        if is_last {
+            self.messages.pop_front();
+        }
+        Some(piece)
+    }
+
+    /// Drops the oldest message of which nothing is sent. Returns whether there was one.
+    fn drop_oldest(&mut self) -> bool {
+        let is_begun = self.messages.front().is_some_and(|next| next.part > 0);
+        let dropped = self.messages.remove(usize::from(is_begun));
+        self.bytes -= dropped.as_ref().map_or(0, Waiting::bytes);
+        dropped.is_some()
     }
 }
 
@@ -258,15 +312,52 @@ impl Chunks {
         let Some((&channel, message)) = body.split_first() else {
             return Err(Violation("a message without a channel".into()));
         };
+        self.arrive(side, channel, Bytes::copy_from_slice(message))
+    }
+
+    /// `body` is a channel's number, with or without [`LAST_PART`], and a part of a message.
+    fn receive_part(&mut self, side: Side, body: &[u8]) -> Result<(), Violation> {
+        // Clients send nothing that is so large.
+        let (Side::Client, Some((&channel, part))) = (side, body.split_first()) else {
+            return Err(Violation("a part of a message".into()));
+        };
+        let is_last = channel & LAST_PART != 0;
+        let channel = channel & !LAST_PART;
+        let Some(partial) = self.partial.get_mut(usize::from(channel)) else {
+            return Err(Violation("a part of a message on no channel".into()));
+        };
+        partial.extend_from_slice(part);
+        if is_last {
+            let message = std::mem::take(partial);
+            return self.arrive(side, channel, message.into());
+        }
+        match partial.len() > MAX_SERVER_MESSAGE_BYTES + MESSAGE_SLACK {
+            true => Err(Violation("a message too large".into())),
+            false => Ok(()),
+        }
+    }
+
+    fn arrive(&mut self, side: Side, channel: u8, message: Bytes) -> Result<(), Violation> {
         let limit = match side {
             Side::Server => MAX_CLIENT_MESSAGE_BYTES,
             Side::Client => MAX_SERVER_MESSAGE_BYTES,
         };
-        if channel >= CHANNELS || message.len() > limit + MESSAGE_SLACK {
-            return Err(Violation("a message too large, or on no channel".into()));
+        let Some(arrived) = self.arrived.get_mut(usize::from(channel)) else {
+            return Err(Violation("a message on no channel".into()));
+        };
+        if message.len() > limit + MESSAGE_SLACK {
+            return Err(Violation("a message too large".into()));
         }
-        self.arrived
-            .push_back((channel, Bytes::copy_from_slice(message)));
+        // A server lets messages wait that come too fast, and a correct client then sends no more than its window.
+        let capacity = match side {
+            Side::Server => CLIENT_CHANNEL_BYTES,
+            Side::Client => 2 * SERVER_CHANNEL_BYTES,
+        };
+        self.arrived_bytes += message.len() + ARRIVED_OVERHEAD;
+        if self.arrived_bytes > capacity {
+            return Err(Violation("more messages than may wait".into()));
+        }
+        arrived.push_back(message);
         Ok(())
     }
 
@@ -279,10 +370,11 @@ impl Chunks {
             channel,
             head,
             body,
+            part: 0,
         };
         if channel == UNRELIABLE_CHANNEL {
             while self.unreliable.bytes + message.bytes() > UNRELIABLE_BYTES
-                && self.unreliable.pop().is_some()
+                && self.unreliable.drop_oldest()
             {}
             self.unreliable.push(message);
             return true;
@@ -294,26 +386,26 @@ impl Chunks {
         true
     }
 
-    /// What a stream on which so many bytes wait may have: at least one message, unless the peer does not keep up.
-    fn take_waiting(&mut self, mut queued: usize) -> Vec<Waiting> {
+    /// What a stream on which so many bytes wait may have: at least something, unless the peer does not keep up.
+    fn take_waiting(&mut self, mut queued: usize) -> Vec<Piece> {
         let mut taken = Vec::new();
         for queue in [&mut self.reliable, &mut self.unreliable] {
             while let Some(next) = queue.messages.front() {
-                if queued >= LITTLE_QUEUED
-                    && queued + next.bytes() > MESSAGE_BYTES_PER_SEND as usize
-                {
+                let bytes = next.next_bytes();
+                if queued >= LITTLE_QUEUED && queued + bytes > MESSAGE_BYTES_PER_SEND as usize {
                     break;
                 }
-                queued += next.bytes();
-                taken.extend(queue.pop());
+                queued += bytes;
+                taken.extend(queue.take());
             }
         }
         taken
     }
 
     fn take_arrived(&mut self, channel: u8) -> Option<Bytes> {
-        let index = self.arrived.iter().position(|(of, _)| *of == channel)?;
-        self.arrived.remove(index).map(|(_, message)| message)
+        let message = self.arrived.get_mut(usize::from(channel))?.pop_front()?;
+        self.arrived_bytes -= message.len() + ARRIVED_OVERHEAD;
+        Some(message)
     }
 }
 
@@ -334,6 +426,14 @@ impl Peer {
     /// Whether the link keeps the order and loses nothing.
     pub fn is_stream(&self) -> bool {
         matches!(self.messages, Messages::AsChunks(_))
+    }
+
+    /// Bytes of reliable messages that a stream is still to be given.
+    pub fn waiting_bytes(&self) -> usize {
+        match &self.messages {
+            Messages::InPackets(_) => 0,
+            Messages::AsChunks(chunks) => chunks.reliable.bytes,
+        }
     }
 
     /// Lets renet's clock follow.
@@ -366,22 +466,22 @@ impl Peer {
             return Ok(());
         }
         while let Some((&[kind, low, high], tail)) = rest.split_first_chunk() {
-            let length = match u16::from_le_bytes([low, high]) {
-                THE_REST => tail.len(),
-                length => usize::from(length),
-            };
+            let length = usize::from(u16::from_le_bytes([low, high]));
             let Some((body, tail)) = tail.split_at_checked(length) else {
                 return Err(Violation("a chunk longer than its datagram".into()));
             };
             rest = tail;
             match ChunkKind::from_byte(kind) {
-                Some(kind @ (ChunkKind::Renet | ChunkKind::Message)) => {
+                Some(kind @ (ChunkKind::Renet | ChunkKind::Message | ChunkKind::Part)) => {
                     match (&mut self.messages, kind) {
                         (Messages::InPackets(packets), ChunkKind::Renet) => {
                             packets.receive(body)?;
                         }
                         (Messages::AsChunks(chunks), ChunkKind::Message) => {
                             chunks.receive(self.side, body)?;
+                        }
+                        (Messages::AsChunks(chunks), ChunkKind::Part) => {
+                            chunks.receive_part(self.side, body)?;
                         }
                         _ => return Err(Violation("a message of the wrong form".into())),
                     }
@@ -482,11 +582,12 @@ impl Peer {
     fn begin_with_messages(
         &mut self,
         now: Duration,
-        waiting: Vec<Waiting>,
+        waiting: Vec<Piece>,
         to: &mut impl Carrier,
     ) -> u16 {
         let mut seq = self.start_datagram(now);
-        for Waiting {
+        for Piece {
+            kind,
             channel,
             head,
             body,
@@ -500,7 +601,7 @@ impl Peer {
                     seq = self.start_datagram(now);
                 }
                 if length > SHARED_PACKET_BYTES - Header::LEN - CHUNK_HEAD {
-                    self.chunk_head(ChunkKind::Message, THE_REST);
+                    self.chunk_head(kind, length as u16);
                     self.outgoing.push(channel);
                     self.outgoing.extend_from_slice(&head);
                     to.send_shared(&self.outgoing, &body);
@@ -508,7 +609,7 @@ impl Peer {
                     continue;
                 }
             }
-            self.chunk_head(ChunkKind::Message, length as u16);
+            self.chunk_head(kind, length as u16);
             self.outgoing.push(channel);
             self.outgoing.extend_from_slice(&head);
             self.outgoing.extend_from_slice(message);
@@ -570,6 +671,7 @@ impl ChunkKind {
             Self::Goodbye,
             Self::Message,
             Self::Taken,
+            Self::Part,
         ]
         .get(usize::from(byte))
         .copied()

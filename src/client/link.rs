@@ -236,7 +236,7 @@ fn receive_datagrams(
                 ChunkKind::Snapshot => snapshots.push(body.to_vec()),
                 ChunkKind::Goodbye => farewell = serial::decode(body).ok(),
                 ChunkKind::Taken => taken_now = Taken::decode(body).ok().map(|(taken, _)| taken),
-                ChunkKind::Inputs | ChunkKind::Renet | ChunkKind::Message => {}
+                ChunkKind::Inputs | ChunkKind::Renet | ChunkKind::Message | ChunkKind::Part => {}
             },
         );
         if let (Some(taken), Some(mail)) = (taken_now, mail) {

@@ -317,7 +317,7 @@ fn receive_from_session(
                     Ok((taken, _)) => taken_now = Some(taken),
                     Err(_) => broken = Some("malformed acknowledgements"),
                 },
-                ChunkKind::Renet | ChunkKind::Message => {}
+                ChunkKind::Renet | ChunkKind::Message | ChunkKind::Part => {}
             },
         )
         .map_err(|violation| DisconnectReason::ProtocolViolation(violation.to_string()))?;

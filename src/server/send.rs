@@ -139,7 +139,8 @@ fn send_snapshots(
         *last_sent = now;
         let mut to = links.over(now, *id);
         if peer.is_stream() {
-            mail.0.pump_stream(peer, stats.queued_bytes);
+            let queued = stats.queued_bytes + peer.waiting_bytes();
+            mail.0.pump_stream(peer, queued);
         } else {
             mail.0.pump(peer);
         }

@@ -1,6 +1,6 @@
 //! Bytes that many links carry.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 
@@ -11,8 +11,9 @@ pub struct SharedBytes(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     bytes: Bytes,
+    parts: OnceLock<Box<[SharedBytes]>>,
     #[cfg(feature = "websocket")]
-    deflated: std::sync::OnceLock<Option<Bytes>>,
+    deflated: OnceLock<Option<Bytes>>,
 }
 
 impl SharedBytes {
@@ -20,14 +21,26 @@ impl SharedBytes {
     pub fn new(bytes: impl Into<Bytes>) -> Self {
         Self(Arc::new(Inner {
             bytes: bytes.into(),
+            parts: OnceLock::new(),
             #[cfg(feature = "websocket")]
-            deflated: std::sync::OnceLock::new(),
+            deflated: OnceLock::new(),
         }))
     }
 
     /// The bytes.
     pub fn bytes(&self) -> &Bytes {
         &self.0.bytes
+    }
+
+    /// The bytes in parts of so many, cut by whoever asks first.
+    pub(crate) fn parts(&self, size: usize) -> &[Self] {
+        self.0.parts.get_or_init(|| {
+            let bytes = &self.0.bytes;
+            (0..bytes.len())
+                .step_by(size)
+                .map(|from| Self::new(bytes.slice(from..bytes.len().min(from + size))))
+                .collect()
+        })
     }
 
     /// A compressed form, made by whoever asks first; `None` if that one found it not worth while.

@@ -118,8 +118,7 @@ pub struct WsServerConfig {
     /// How long a client may be congested until its link is closed. `None`: for ever. Default: 10 s.
     pub drop_congested_after: Option<Duration>,
     /// Bytes that may wait for a client, without what the system holds. Beyond, its link is closed, as
-    /// [`CloseReason::Congested`]. A large datagram does not count, if no more than `congested_above` waits before it.
-    /// Default: 128 KiB.
+    /// [`CloseReason::Congested`]. One datagram may be larger, if nothing else waits. Default: 128 KiB.
     pub max_queue_bytes: usize,
     /// Threads that do all of this. Default: 2.
     pub threads: usize,
@@ -220,9 +219,6 @@ struct AppLink {
     outbox: Arc<Outbox>,
     gathered: Gathered,
     max_batch: usize,
-    /// Bytes of a datagram that was large, and before which little waited. It may have any size, and what comes after it
-    /// does not suffer for that.
-    large: usize,
     /// Closed by the app or for a full queue; what comes now is too late.
     closing: bool,
 }
@@ -416,12 +412,7 @@ impl WsServer {
             return None;
         };
         let queued = found.outbox.queued_bytes() + found.gathered.bytes();
-        if queued <= self.congested_above {
-            found.large = match bytes > self.congested_above {
-                true => bytes,
-                false => 0,
-            };
-        } else if queued + bytes > self.max_queue_bytes + found.large {
+        if queued > 0 && queued + bytes > self.max_queue_bytes {
             self.rejected.outbox_full += 1;
             found.closing = true;
             found.gathered = Gathered::default();
@@ -447,7 +438,6 @@ impl ServerTransport for WsServer {
                             outbox,
                             gathered: Gathered::default(),
                             max_batch: self.pace.max_batch,
-                            large: 0,
                             closing: false,
                         },
                     );
