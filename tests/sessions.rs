@@ -8,15 +8,17 @@ use bevy::prelude::*;
 use bevy_tandem::client::{ClientConfig, ReconnectSettings};
 use bevy_tandem::prelude::*;
 use bevy_tandem::protocol::acks::{AckTracker, Header};
+use bevy_tandem::protocol::backoff::BackoffSettings;
 use bevy_tandem::protocol::handshake::{Hello, Intent, WIRE_VERSION};
 use bevy_tandem::server::{ListenAddresses, ServerConfig, ServerStats};
+use bevy_tandem::session::Ban;
 use bevy_tandem::testing::{TestClientId, TestNet};
 use bevy_tandem::transport::udp::token::ConnectToken;
 use bevy_tandem::transport::udp::{Auth, ClientAuth, UdpClient, UdpServer, token};
-use bevy_tandem::transport::ws::{WsClientConfig, WsServerConfig};
+use bevy_tandem::transport::ws::{WsClient, WsClientConfig, WsServerConfig};
 use bevy_tandem::transport::{
-    ClientLinkState, ClientTransport, LocalClient, LocalServer, TransportKind, TransportStats,
-    UdpClientConfig, UdpServerConfig,
+    ClientLinkState, ClientTransport, Delivery, LocalClient, LocalServer, TransportKind,
+    TransportStats, UdpClientConfig, UdpServerConfig,
 };
 use bevy_tandem::wire::serial;
 use renet::{ChannelConfig, ConnectionConfig, RenetClient, SendType};
@@ -847,20 +849,7 @@ fn tokens_let_in_whom_the_back_end_vouches_for() {
 #[test]
 fn a_connect_token_used_over_one_transport_is_refused_over_another() {
     let private_key = [7; 32];
-    let mut app = App::new();
-    let config = ServerConfig {
-        udp: Some(LOOPBACK.parse().unwrap()),
-        websocket: Some(WsServerConfig::new(LOOPBACK.parse().unwrap())),
-        auth: Auth::Secure { private_key },
-        ..default()
-    };
-    app.add_plugins((
-        MinimalPlugins,
-        TandemServerPlugins::with_config(config),
-        game,
-    ));
-    let mut server = ready(app);
-    let addresses = server.world().resource::<ListenAddresses>().0.clone();
+    let (mut server, addresses) = secure_server(private_key);
     let issue = |id| {
         token::TokenBuilder::new(id, addresses.clone())
             .issue(&private_key)
@@ -895,6 +884,173 @@ fn a_connect_token_used_over_one_transport_is_refused_over_another() {
     });
     assert!(is_in(&ada) && is_in(&bob));
     assert_eq!(server.world().resource::<Log>().joined.len(), 2);
+}
+
+/// A server with a key, and where it listens by UDP and by WebSocket.
+fn secure_server(private_key: [u8; 32]) -> (App, Vec<SocketAddr>) {
+    let mut app = App::new();
+    let config = ServerConfig {
+        udp: Some(LOOPBACK.parse().unwrap()),
+        websocket: Some(WsServerConfig::new(LOOPBACK.parse().unwrap())),
+        auth: Auth::Secure { private_key },
+        ..default()
+    };
+    app.add_plugins((
+        MinimalPlugins,
+        TandemServerPlugins::with_config(config),
+        game,
+    ));
+    let server = ready(app);
+    let addresses = server.world().resource::<ListenAddresses>().0.clone();
+    (server, addresses)
+}
+
+#[test]
+fn a_token_for_the_next_link_makes_nobody_a_stranger() {
+    let private_key = [7; 32];
+    let (mut server, addresses) = secure_server(private_key);
+    let first = token::TokenBuilder::new(7, addresses)
+        .issue(&private_key)
+        .unwrap();
+    let next: Arc<Mutex<Option<Vec<u8>>>> = default();
+    let kept = next.clone();
+    let mut mallory = udp_client(named("Mallory"));
+    mallory.connect_with(move |token: Option<&[u8]>| {
+        if let Some(token) = token {
+            // Kept for later.
+            *kept.lock().unwrap() = Some(token.to_vec());
+            return Err("not now".into());
+        }
+        let client = UdpClient::connect(UdpClientConfig::with_token(first.clone()));
+        let client = client.map_err(|error| error.to_string())?;
+        Ok(Box::new(client) as Box<dyn ClientTransport>)
+    });
+    wait_until("gets in", &mut [&mut server, &mut mallory], |apps| {
+        is_in(apps[1]) && count::<Health>(apps[1]) == 1
+    });
+    mallory.cut_link();
+    wait_until("has it", &mut [&mut server, &mut mallory], |_| {
+        next.lock().unwrap().is_some()
+    });
+    let session = {
+        let world = server.world_mut();
+        let mut sessions = world.query_filtered::<Entity, With<Session>>();
+        sessions.single(world).unwrap()
+    };
+    server.world_mut().trigger(Ban {
+        session,
+        reason: "cheating".into(),
+        duration: Duration::from_secs(60),
+    });
+    wait_until("is banned", &mut [&mut server], |apps| {
+        !apps[0].world().resource::<Log>().left.is_empty()
+    });
+
+    let next = token::from_bytes(next.lock().unwrap().as_ref().unwrap()).unwrap();
+    let mut again = udp_client(ClientConfig {
+        udp: Some(ClientAuth::Token(Box::new(next))),
+        ..named("Somebody")
+    });
+    wait_until(
+        "is refused",
+        &mut [&mut server, &mut again],
+        |apps| matches!(reason(apps[1]), Some(DisconnectReason::Unauthorised(why)) if why.contains("has ended")),
+    );
+    assert_eq!(server.world().resource::<Log>().joined, ["Mallory"]);
+}
+
+#[test]
+fn who_missed_the_answer_comes_back_with_another_token() {
+    let private_key = [7; 32];
+    for over_udp in [true, false] {
+        let (mut server, addresses) = secure_server(private_key);
+        let first = token::TokenBuilder::new(7, addresses.clone())
+            .issue(&private_key)
+            .unwrap();
+        let mut attempts = Vec::new();
+        let seen: Arc<Mutex<Vec<Vec<u8>>>> = default();
+        let log = seen.clone();
+        let config = ClientConfig {
+            reconnect: ReconnectSettings {
+                backoff: BackoffSettings {
+                    initial: Duration::from_millis(50),
+                    attempts: 100,
+                    ..default()
+                },
+                attempt_timeout: Duration::from_millis(700),
+                ..default()
+            },
+            ..named("Ada")
+        };
+        let mut ada = udp_client(config);
+        ada.connect_with(move |token: Option<&[u8]>| {
+            attempts.push(token.map(<[u8]>::to_vec));
+            log.lock().unwrap().extend(token.map(<[u8]>::to_vec));
+            let token = match token {
+                None => first.clone(),
+                Some(token) => token::from_bytes(token).map_err(|error| error.to_string())?,
+            };
+            let link: Box<dyn ClientTransport> = if over_udp {
+                let config = UdpClientConfig::with_token(token);
+                Box::new(UdpClient::connect(config).map_err(|error| error.to_string())?)
+            } else {
+                let config = WsClientConfig {
+                    auth: (&token).into(),
+                    ..WsClientConfig::new(format!("ws://{}/", addresses[1]))
+                };
+                Box::new(WsClient::connect(config).map_err(|error| error.to_string())?)
+            };
+            Ok(match attempts.len() {
+                // The first that comes back is heard, but not answered.
+                2 => Box::new(Deaf(link)),
+                _ => link,
+            })
+        });
+        wait_until("gets in", &mut [&mut server, &mut ada], |apps| {
+            is_in(apps[1]) && count::<Health>(apps[1]) == 1
+        });
+        ada.cut_link();
+        wait_until("comes back", &mut [&mut server, &mut ada], |apps| {
+            apps[0].world().resource::<ServerStats>().resumed == 2 && is_in(apps[1])
+        });
+        let seen = seen.lock().unwrap();
+        assert!(seen.len() == 2 && seen[0] != seen[1], "with another token");
+        assert_eq!(server.world().resource::<Log>().joined, ["Ada"]);
+        assert_eq!(ada.world().resource::<Log>().disconnected, []);
+    }
+}
+
+/// A link that opens, and then lets nothing through to the client.
+struct Deaf(Box<dyn ClientTransport>);
+
+impl ClientTransport for Deaf {
+    fn state(&self) -> &ClientLinkState {
+        self.0.state()
+    }
+    fn receive(&mut self, now: Duration, _: &mut Vec<Vec<u8>>) {
+        self.0.receive(now, &mut Vec::new());
+    }
+    fn send(&mut self, now: Duration, datagram: &[u8]) {
+        self.0.send(now, datagram);
+    }
+    fn flush(&mut self, now: Duration) {
+        self.0.flush(now);
+    }
+    fn kind(&self) -> TransportKind {
+        self.0.kind()
+    }
+    fn delivery(&self) -> Delivery {
+        self.0.delivery()
+    }
+    fn vanish(&mut self) {
+        self.0.vanish();
+    }
+    fn close(&mut self) {
+        self.0.close();
+    }
+    fn stats(&self) -> TransportStats {
+        self.0.stats()
+    }
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! The link to the server: hello and welcome, the datagrams in between, and what outlives it.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use bevy::prelude::*;
@@ -16,8 +17,8 @@ use crate::message::{self, Channel};
 use crate::peer::{CONTROL_CHANNEL, Carrier, ChunkKind, Peer, Side};
 use crate::protocol::clock::{ClockSettings, ClockSync};
 use crate::protocol::handshake::{
-    Control, DisconnectReason, Hello, Intent, MAX_CREDENTIALS_BYTES, Request, Resumption,
-    WIRE_VERSION, explain_mismatch, fingerprint,
+    Control, DisconnectReason, Hello, Intent, MAX_CONNECT_TOKENS, MAX_CREDENTIALS_BYTES, Request,
+    Resumption, WIRE_VERSION, explain_mismatch, fingerprint,
 };
 use crate::protocol::input::EncodeLimits;
 use crate::protocol::interpolation::{Timeline, TimelineSettings};
@@ -58,8 +59,8 @@ pub(super) struct Link {
 pub(super) struct Keepsakes {
     /// With which to come back.
     pub token: Option<ResumeToken>,
-    /// With which to open the next link, where the server asks for such.
-    pub connect_token: Option<Vec<u8>>,
+    /// With which to open the next links, where the server asks for such: the last one first.
+    pub connect_tokens: VecDeque<Vec<u8>>,
     /// The messages, once there is a session.
     pub mail: Option<Mailbox>,
 }
@@ -332,7 +333,11 @@ fn receive_messages(
                 });
             }
             Ok(Control::ConnectToken(token)) => {
-                world.resource_mut::<Keepsakes>().connect_token = Some(token);
+                let tokens = &mut world.resource_mut::<Keepsakes>().connect_tokens;
+                if tokens.len() >= MAX_CONNECT_TOKENS {
+                    tokens.pop_front();
+                }
+                tokens.push_back(token);
             }
             Ok(Control::Closing { in_ms }) => {
                 news.push(News::Closing(Duration::from_millis(in_ms.into())));

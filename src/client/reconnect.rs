@@ -223,7 +223,11 @@ pub(super) fn try_again(world: &mut World) {
     }
     let made = world.resource_scope(|world, mut reconnect: Mut<Reconnect>| {
         reconnect.due = None;
-        let token = world.resource::<Keepsakes>().connect_token.clone();
+        // A token that has been tried is the last to be tried again.
+        let tokens = &mut world.resource_mut::<Keepsakes>().connect_tokens;
+        let token = tokens.pop_back();
+        tokens.extend(token.clone());
+        tokens.rotate_right(usize::from(token.is_some()));
         let connector = reconnect.connector.as_mut()?;
         Some(connector.connect(token.as_deref()))
     });

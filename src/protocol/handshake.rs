@@ -16,6 +16,9 @@ use crate::tick::Tick;
 /// Changes whenever what travels on the wire changes its form.
 pub const WIRE_VERSION: u32 = 2;
 
+/// How many [connect tokens](Control::ConnectToken) a client keeps, and a server remembers of each.
+pub const MAX_CONNECT_TOKENS: usize = 4;
+
 /// Longest credentials in bytes: with the rest of a hello they fit one message of a client.
 pub const MAX_CREDENTIALS_BYTES: usize = 800;
 
@@ -96,7 +99,8 @@ pub enum Control {
         /// How the session goes on, if the client came back.
         resumption: Option<Resumption>,
     },
-    /// A connect token for the client's next link. The one that it came with works only once.
+    /// A connect token for the client's next link. The one that it came with works only once. Of those that it gets, a
+    /// client keeps the newest [`MAX_CONNECT_TOKENS`], and uses another for each attempt.
     ConnectToken(Vec<u8>),
     /// The server will go.
     Closing {

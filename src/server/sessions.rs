@@ -14,7 +14,7 @@ use super::links::{
 };
 use super::rooms;
 use super::send::Outgoing;
-use super::tokens::{NextTokens, UsedTokens};
+use super::tokens::{NextTokens, TokenRefusal, UsedTokens};
 use super::{ListenAddresses, ServerConfig, ServerStats};
 use crate::headless::ShutdownRequested;
 use crate::identity::{Identity, IdentityError};
@@ -33,6 +33,7 @@ use crate::session::{
     Away, Ban, Kick, Session, SessionAway, SessionId, SessionJoined, SessionLeft, SessionReturned,
 };
 use crate::tick::Tick;
+use crate::transport::udp::Auth;
 use crate::transport::udp::token::unix_time;
 use crate::transport::{LinkId, PeerInfo, SharedBytes};
 use crate::wire::serial;
@@ -266,10 +267,23 @@ fn answer(
     let Some(greeting) = links.greeting.get(&link) else {
         return Ok(());
     };
+    // Who comes back once more, since the answer was lost, has no other token. The resume token guards the session.
+    let comes_again = match &hello.intent {
+        Intent::Join => false,
+        Intent::Resume { token, .. } => {
+            let owner = world.resource::<NextTokens>().owner(&greeting.info);
+            let sessions = &world.resource::<Sessions>().by_id;
+            owner.is_some() && owner == sessions.get(&token.session).copied()
+        }
+    };
     if let Some(token) = greeting.info.token {
         let mut used = world.resource_mut::<UsedTokens>();
-        used.take(token, unix_time().as_secs())
-            .map_err(|error| DisconnectReason::Unauthorised(error.to_string()))?;
+        match used.take(token, unix_time().as_secs()) {
+            Err(TokenRefusal::Used) if comes_again => {}
+            taken => {
+                taken.map_err(|error| DisconnectReason::Unauthorised(error.to_string()))?;
+            }
+        }
     }
     let identity = identify(world, &greeting.info, &hello)?;
     world.resource_mut::<Doors>().check_player(now, &identity)?;
@@ -303,9 +317,22 @@ fn identify(world: &World, info: &PeerInfo, hello: &Hello) -> Result<Identity, D
         return identity.map_err(|error| DisconnectReason::Unauthorised(error.to_string()));
     }
     // The token for a later link was made by this server, for the player whose session it names.
-    let original = world.resource::<NextTokens>().owner(info);
+    let tokens = world.resource::<NextTokens>();
+    let original = tokens.owner(info);
     if let Some(identity) = original.and_then(|session| world.get::<Identity>(session)) {
         return Ok(identity.clone());
+    }
+    if let Auth::Secure { private_key } = &settings.auth
+        && info.secure
+        && tokens.is_outdated(private_key, info.client_id)
+    {
+        return Err(match hello.intent {
+            Intent::Resume { .. } => DisconnectReason::ResumeRejected(ResumeRejection::Expired),
+            Intent::Join => DisconnectReason::Unauthorised(
+                "the connect token was for a session that has ended; ask the back end for a new one"
+                    .into(),
+            ),
+        });
     }
     Ok(Identity::of_client(info.client_id, info.secure))
 }
@@ -633,7 +660,7 @@ fn end_session(
     let addr = entity.get::<ClientAddress>().map(|at| at.0.ip());
     debug!("session {session} has left: {reason}");
     world.resource_mut::<Sessions>().by_id.remove(&id);
-    world.resource_mut::<NextTokens>().forget(session);
+    super::tokens::forget(world, session);
     if let Some(addr) = addr {
         world.resource_mut::<Doors>().leave(addr);
     }

@@ -1,24 +1,36 @@
 //! Connect tokens for the links that clients will need next.
 //!
 //! A connect token opens one link. A client that lost it would have to ask the back end for another before it can come
-//! back, so the server, which has the same key, gives each client one in advance, over the link that is encrypted for
-//! that client alone.
+//! back, so the server, which has the same key, gives each client some in advance, over the link that is encrypted for
+//! that client alone. One would not do: over UDP, a token is of no more use once the server has seen it, whether or not
+//! the client got an answer.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use bevy::platform::collections::HashMap;
 use bevy::prelude::*;
 
+use chacha20poly1305::aead::AeadInPlace;
+use chacha20poly1305::{KeyInit, XChaCha20Poly1305, XNonce};
+
 use super::ListenAddresses;
 use super::links::Link;
 use super::sessions::{SessionSettings, random, send_control};
-use crate::protocol::handshake::Control;
+use crate::protocol::handshake::{Control, MAX_CONNECT_TOKENS};
 use crate::transport::udp::Auth;
 use crate::transport::udp::token::{self, TokenBuilder};
 use crate::transport::{PeerInfo, TokenUse};
 
-/// A new token is sent this often, so that the one a client has is always good for longer than its session waits.
+/// A new token is sent this often, so that the two newest that a client has are always good for longer than its session
+/// waits.
 const REFRESH: Duration = Duration::from_secs(60);
+
+/// How many a client gets at first.
+const FIRST: usize = 2;
+
+/// How many tokens of a session count: those that a client may try.
+const REMEMBERED: usize = MAX_CONNECT_TOKENS;
 
 /// What the back end put into a player's connect token, beside who they are.
 #[derive(Component, Clone, Debug, PartialEq, Eq)]
@@ -30,10 +42,10 @@ pub(super) struct NextTokens {
     owners: HashMap<u64, Entity>,
 }
 
-/// The ids in a session's last two tokens: the newest may still be on its way when the one before is used.
+/// The ids in a session's last tokens, newest last.
 #[derive(Component)]
 pub(super) struct Issued {
-    ids: [Option<u64>; 2],
+    ids: VecDeque<u64>,
     at: Duration,
 }
 
@@ -46,8 +58,10 @@ impl NextTokens {
             .filter(|_| info.secure)
     }
 
-    pub fn forget(&mut self, session: Entity) {
-        self.owners.retain(|_, owner| *owner != session);
+    /// Whether a token with this id was made by a server with this key for a session that has ended, or that has newer
+    /// ones. The id is nobody's: it must not be taken for a player's.
+    pub fn is_outdated(&self, key: &[u8; 32], client_id: u64) -> bool {
+        !self.owners.contains_key(&client_id) && client_id == server_id(key, client_id as u32)
     }
 }
 
@@ -87,6 +101,18 @@ impl UsedTokens {
     }
 }
 
+/// A client id for a token that a server makes itself: one of four billion that only those who have the key can tell
+/// from the ids of players.
+fn server_id(key: &[u8; 32], random: u32) -> u64 {
+    let mut nonce = *b"client ids of servers: \0";
+    nonce[20..].copy_from_slice(&random.to_le_bytes());
+    let mut mark = [0; 4];
+    XChaCha20Poly1305::new(key.into())
+        .encrypt_in_place_detached(XNonce::from_slice(&nonce), b"", &mut mark)
+        .expect("four bytes are not too many");
+    u64::from(u32::from_le_bytes(mark)) << 32 | u64::from(random)
+}
+
 /// Gives a client who came with a connect token its next one.
 pub(super) fn issue(world: &mut World, session: Entity, info: &PeerInfo) {
     if !info.secure {
@@ -95,7 +121,18 @@ pub(super) fn issue(world: &mut World, session: Entity, info: &PeerInfo) {
     if let Some(data) = &info.user_data {
         world.entity_mut(session).insert(TokenData(data.clone()));
     }
-    renew(world, session);
+    for _ in 0..FIRST {
+        renew(world, session);
+    }
+}
+
+/// The session has ended, and with it what its tokens are good for.
+pub(super) fn forget(world: &mut World, session: Entity) {
+    let issued = world.entity_mut(session).take::<Issued>();
+    let mut tokens = world.resource_mut::<NextTokens>();
+    for id in issued.into_iter().flat_map(|issued| issued.ids) {
+        tokens.owners.remove(&id);
+    }
 }
 
 /// Sends new tokens to those whose last one is old.
@@ -120,7 +157,7 @@ fn renew(world: &mut World, session: Entity) {
         [] => world.resource::<ListenAddresses>().0.clone(),
         public => public.to_vec(),
     };
-    let id = u64::from_le_bytes(random());
+    let id = server_id(private_key, u32::from_le_bytes(random()));
     let mut builder =
         TokenBuilder::new(id, addresses).valid_for(settings.resume_window + 2 * REFRESH);
     if let Some(TokenData(data)) = world.get::<TokenData>(session) {
@@ -134,22 +171,43 @@ fn renew(world: &mut World, session: Entity) {
         }
     };
     let now = world.resource::<Time<Real>>().elapsed();
-    let before = world.get::<Issued>(session).map(|issued| issued.ids);
-    let ids = [Some(id), before.and_then(|ids| ids[0])];
     if let Some(mut link) = world.get_mut::<Link>(session) {
         send_control(&mut link.peer, &Control::ConnectToken(token));
     }
-    world.entity_mut(session).insert(Issued { ids, at: now });
-    let mut tokens = world.resource_mut::<NextTokens>();
-    if let Some(oldest) = before.and_then(|ids| ids[1]) {
-        tokens.owners.remove(&oldest);
+    let mut entity = world.entity_mut(session);
+    let mut ids = entity
+        .take::<Issued>()
+        .map(|issued| issued.ids)
+        .unwrap_or_default();
+    let oldest = match ids.len() < REMEMBERED {
+        true => None,
+        false => ids.pop_front(),
+    };
+    ids.push_back(id);
+    entity.insert(Issued { ids, at: now });
+    let tokens = &mut world.resource_mut::<NextTokens>().owners;
+    if let Some(oldest) = oldest {
+        tokens.remove(&oldest);
     }
-    tokens.owners.insert(id, session);
+    tokens.insert(id, session);
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ids_of_servers_are_no_players_ids_and_nobody_makes_them_without_the_key() {
+        let (key, other) = ([7; 32], [8; 32]);
+        let is_outdated = |key, id| NextTokens::default().is_outdated(key, id);
+        for random in 0..100 {
+            let id = server_id(&key, random);
+            assert!(is_outdated(&key, id));
+            assert!(!is_outdated(&other, id));
+            assert!(!is_outdated(&key, u64::from(random)), "a player's number");
+            assert!(!is_outdated(&key, id ^ 1));
+        }
+    }
 
     #[test]
     fn a_token_is_used_once_and_forgotten_when_it_has_expired() {
