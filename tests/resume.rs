@@ -281,6 +281,33 @@ fn names_of_entities_are_not_reused_while_a_client_is_away() {
 }
 
 #[test]
+fn nor_until_it_has_been_told_everything() {
+    let (mut net, ada, _) = joined(LinkConditions::default());
+    // More than a snapshot holds.
+    let world = net.server.world_mut();
+    world.spawn_batch((0..1_000).map(|n| (Replicated, Health(1_000 + n), Shield(n))));
+    let old = world.spawn((Replicated, Health(7), Shield(7))).id();
+    net.run(Ticks(120));
+    let copy = copies(&mut net, ada)
+        .iter()
+        .find(|it| it.1 == Some(7))
+        .unwrap()
+        .0;
+    net.cut(ada);
+    net.run(Ticks(10));
+    net.server.world_mut().despawn(old);
+    while server_log(&net).returned.is_empty() {
+        net.run(Ticks(1));
+    }
+    for health in 0..50 {
+        net.server.world_mut().spawn((Replicated, Health(health)));
+        net.run(Ticks(1));
+    }
+    net.run(COMING_BACK);
+    assert!(net.client(ada).world().get_entity(copy).is_err());
+}
+
+#[test]
 fn a_client_comes_back_before_the_server_has_noticed() {
     let (mut net, ada, session) = joined(LinkConditions::default());
     // Wi-Fi to mobile: another link, while the first still looks alive.

@@ -35,6 +35,7 @@ pub struct View {
     /// Whole entities of which nothing was sent yet, in the order in which they will be. Stale names as above.
     backlog: VecDeque<NetId>,
     in_flight: VecDeque<InFlight>,
+    knows_all: bool,
     /// Number of the next snapshot: orders what was sent against what became an exception.
     next_number: u64,
     apart: HashMap<NetId, SentApart>,
@@ -76,6 +77,7 @@ struct InFlight {
     seq: u16,
     tick: Tick,
     number: u64,
+    is_complete: bool,
     exceptions: Vec<NetId>,
 }
 
@@ -191,6 +193,7 @@ impl View {
             active: Vec::new(),
             backlog: VecDeque::new(),
             in_flight: VecDeque::new(),
+            knows_all: false,
             next_number: 0,
             apart: HashMap::default(),
         }
@@ -199,6 +202,11 @@ impl View {
     /// Everything up to this tick is known to the client, save for exceptions.
     pub fn baseline(&self) -> Tick {
         self.baseline
+    }
+
+    /// Whether the client once had everything, and so has nothing left of what it had before.
+    pub fn knows_all(&self) -> bool {
+        self.knows_all
     }
 
     /// The partitions that are seen.
@@ -282,6 +290,7 @@ impl View {
             return;
         };
         self.baseline = self.baseline.latest(sent.tick);
+        self.knows_all |= sent.is_complete;
         for net in sent.exceptions {
             let Some(exception) = self.exceptions.get_mut(&net) else {
                 continue;
@@ -349,6 +358,7 @@ impl View {
             seq,
             tick,
             number: pass.number,
+            is_complete: encoded.complete,
             exceptions: sent,
         });
         encoded

@@ -215,10 +215,11 @@ const MAX_HELD_NAMES: usize = 1 << 16;
 /// Lets go of history, tombstones and ids that no client needs any more.
 fn forget_what_all_know(
     views: Query<&Outgoing>,
-    mut away: Query<&mut Holds>,
+    mut held: Query<(Entity, &mut Holds, Option<&Outgoing>)>,
     mut replication: ResMut<Replication>,
     tick: Res<CurrentTick>,
     mut oldest: Local<bevy::platform::collections::HashMap<PartitionId, Tick>>,
+    mut commands: Commands,
 ) {
     oldest.clear();
     let mut known_everywhere = tick.0;
@@ -231,7 +232,11 @@ fn forget_what_all_know(
         }
     }
     let archive = &mut replication.archive;
-    for mut holds in &mut away {
+    for (session, mut holds, outgoing) in &mut held {
+        if outgoing.is_some_and(|outgoing| outgoing.view.knows_all()) {
+            commands.entity(session).remove::<Holds>();
+            continue;
+        }
         // Whoever comes back too late starts over, rather than that names run out.
         holds.keeps_entities &= archive.held_names() < MAX_HELD_NAMES;
         if holds.keeps_entities {

@@ -117,8 +117,8 @@ impl Sessions {
 #[derive(Component)]
 struct Keys(ResumeKeys);
 
-/// On a session that is away: since which tick its client may be missing news, so that no entity is given the name of
-/// one that the client still has.
+/// On a session that is away, or that is back and has not been told everything: since which tick its client may be
+/// missing news, so that no entity is given the name of one that the client still has.
 #[derive(Component)]
 pub(super) struct Holds {
     pub since: Tick,
@@ -446,8 +446,7 @@ fn resume(
     detach(world, links, session);
     deliver_receipts(world, session, &receipts);
     let keeps_entities = world
-        .entity_mut(session)
-        .take::<Holds>()
+        .get::<Holds>(session)
         .is_none_or(|holds| holds.keeps_entities);
     let Some(mail) = world.get::<SessionMail>(session) else {
         return Ok(());
@@ -560,7 +559,8 @@ fn detach(world: &mut World, links: &mut Links, session: Entity) {
     }
     if let Some(outgoing) = entity.take::<Outgoing>() {
         let since = outgoing.view.forgotten_before();
-        entity.insert(Holds {
+        // What it missed before, it has not been told yet.
+        entity.entry::<Holds>().or_insert(Holds {
             since,
             keeps_entities: true,
         });
