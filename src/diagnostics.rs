@@ -8,8 +8,9 @@ use bevy::diagnostic::{Diagnostic, DiagnosticPath, Diagnostics, RegisterDiagnost
 use bevy::prelude::*;
 
 use crate::client::{ClientStats, Connection};
+use crate::protocol::pacing::PacingReason;
 #[cfg(not(target_family = "wasm"))]
-use crate::server::{LinkStats, Pacing, ServerStats};
+use crate::server::{LinkStats, Pacing, PacingStats, ServerStats};
 #[cfg(not(target_family = "wasm"))]
 use crate::session::{Away, Session};
 use crate::transport::TransportStats;
@@ -33,6 +34,31 @@ pub const CONGESTED: DiagnosticPath = DiagnosticPath::const_new("tandem/congeste
 /// Sessions that are sent less than configured, because their links carry no more.
 pub const SLOWED: DiagnosticPath = DiagnosticPath::const_new("tandem/slowed");
 
+/// How often the [adaptive mode](crate::server::ServerConfig::adaptive) has slowed somebody, or let them have more
+/// again, since the server was started: by [`PacingReason`].
+pub const PACING: [(PacingReason, DiagnosticPath); 5] = [
+    (
+        PacingReason::Congestion,
+        DiagnosticPath::const_new("tandem/pacing/congestion"),
+    ),
+    (
+        PacingReason::Loss,
+        DiagnosticPath::const_new("tandem/pacing/loss"),
+    ),
+    (
+        PacingReason::Delay,
+        DiagnosticPath::const_new("tandem/pacing/delay"),
+    ),
+    (
+        PacingReason::Bytes,
+        DiagnosticPath::const_new("tandem/pacing/bytes"),
+    ),
+    (
+        PacingReason::Recovered,
+        DiagnosticPath::const_new("tandem/pacing/recovered"),
+    ),
+];
+
 /// Measures four times a second.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct DiagnosticsPlugin;
@@ -54,6 +80,9 @@ impl Plugin for DiagnosticsPlugin {
         ];
         for (path, suffix) in paths {
             app.register_diagnostic(Diagnostic::new(path).with_suffix(suffix));
+        }
+        for (_, path) in PACING {
+            app.register_diagnostic(Diagnostic::new(path));
         }
         app.add_systems(Last, measure_client.run_if(resource_exists::<ClientStats>));
         #[cfg(not(target_family = "wasm"))]
@@ -109,6 +138,7 @@ fn measure_client(
 #[cfg(not(target_family = "wasm"))]
 fn measure_server(
     stats: Res<ServerStats>,
+    pacing: Option<Res<PacingStats>>,
     sessions: Query<(Option<&LinkStats>, Has<Away>, Option<&Pacing>), With<Session>>,
     time: Res<Time<Real>>,
     mut before: Local<Before>,
@@ -116,6 +146,12 @@ fn measure_server(
 ) {
     if !before.measure(time.elapsed(), stats.transport, &mut diagnostics) {
         return;
+    }
+    if let Some(pacing) = pacing {
+        for (reason, path) in &PACING {
+            let decisions = pacing.decisions.get(reason).copied().unwrap_or_default();
+            diagnostics.add_measurement(path, || decisions as f64);
+        }
     }
     let (mut linked, mut away, mut congested, mut slowed) = (0, 0, 0, 0);
     let (mut rtt, mut jitter, mut loss) = (0.0, 0.0, 0.0);

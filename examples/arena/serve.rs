@@ -1,8 +1,8 @@
 //! A dedicated server for the arena: no window, no renderer.
 //!
-//!     cargo serve [--udp ADDR] [--ws ADDR [--tls-cert FILE --tls-key FILE] [--web DIR]]
-//!                 [--key FILE [--public ADDR]] [--insecure] [--resume-window S] [--seconds S] [--statics N]
-//!                 [--report FILE]
+//!     cargo serve [--udp ADDR] [--ws ADDR] [--tls-cert FILE --tls-key FILE] [--web DIR] [--trusted-proxy NET]
+//!                 [--key FILE [--public ADDR]] [--insecure] [--resume-window S] [--adaptive] [--seconds S]
+//!                 [--statics N] [--report FILE]
 //!
 //! Ctrl-C and SIGTERM tell the players and leave.
 
@@ -10,7 +10,7 @@ mod game;
 mod host;
 mod map;
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -18,27 +18,34 @@ use bevy::log::LogPlugin;
 use bevy::prelude::*;
 use bevy_tandem::headless::{HeadlessPlugin, args};
 use bevy_tandem::prelude::*;
+use bevy_tandem::protocol::pacing::PacingSettings;
 use bevy_tandem::transport::udp::{Auth, token};
 use bevy_tandem::transport::ws::{TlsFiles, WsServerConfig};
 use lexopt::{Parser, ValueExt};
 
 const USAGE: &str = "\
-usage: cargo serve [--udp ADDR] [--ws ADDR [--tls-cert FILE --tls-key FILE] [--web DIR]]
-                   [--key FILE [--public ADDR]] [--insecure] [--resume-window S] [--seconds S] [--statics N]
-                   [--report FILE]
+usage: cargo serve [--udp ADDR] [--ws ADDR] [--tls-cert FILE --tls-key FILE] [--web DIR] [--trusted-proxy NET]
+                   [--key FILE [--public ADDR]] [--insecure] [--resume-window S] [--adaptive] [--seconds S]
+                   [--statics N] [--report FILE]
 
   --udp ADDR         listen here; 127.0.0.1:5000 by default, 0.0.0.0:5000 for everybody
-  --ws ADDR          listen here too, for WebSocket: 127.0.0.1:5001
+  --ws ADDR          listen here too, for WebSocket; 127.0.0.1:5001 if one of the next four is given
   --tls-cert FILE    with this certificate (PEM), so that clients connect to wss://
   --tls-key FILE     and its key (PEM); both are read again when they change
   --web DIR          serve the browser build in this folder there as well
+  --trusted-proxy NET
+                     believe proxies at this address or network (10.0.0.0/8) where clients are; may be repeated
   --key FILE         let in who has a connect token made with this key
   --public ADDR      what tokens name as the server's address; where it listens by default
   --insecure         without a key, let other machines in too
   --resume-window S  keep a player's session for so long after the link is lost; 300 by default
+  --adaptive         send each player what the link carries; by default everybody gets the same
   --seconds S        stop after so long; by default on Ctrl-C or SIGTERM, 2 s after telling the players
   --statics N        spawn so many things that never move
   --report FILE      write what the run cost as JSON";
+
+/// Where to listen for WebSocket if nobody says.
+const DEFAULT_WS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 5001);
 
 fn main() -> AppExit {
     let options = args::or_fail(Options::parse(Parser::from_env()));
@@ -90,6 +97,7 @@ impl Options {
         let mut config = ServerConfig::default();
         let mut udp = host::default_address();
         let (mut ws, mut tls_cert, mut tls_key, mut web) = (None, None, None, None);
+        let mut trusted_proxies = Vec::new();
         let (mut key, mut public) = (None::<PathBuf>, None::<SocketAddr>);
         let (mut seconds, mut statics, mut report) = (None, 0, None);
         while let Some(arg) = parser.next()? {
@@ -99,10 +107,12 @@ impl Options {
                 Long("tls-cert") => tls_cert = Some(parser.value()?.into()),
                 Long("tls-key") => tls_key = Some(parser.value()?.into()),
                 Long("web") => web = Some(parser.value()?.into()),
+                Long("trusted-proxy") => trusted_proxies.push(parser.value()?.parse()?),
                 Long("key") => key = Some(parser.value()?.into()),
                 Long("public") => public = Some(parser.value()?.parse()?),
                 Long("insecure") => config.insecure_anywhere = true,
                 Long("resume-window") => config.resume_window = args::seconds(&mut parser)?,
+                Long("adaptive") => config.adaptive = Some(PacingSettings::default()),
                 Long("seconds") => seconds = Some(args::seconds(&mut parser)?),
                 Long("statics") => statics = parser.value()?.parse()?,
                 Long("report") => report = Some(parser.value()?.into()),
@@ -115,12 +125,13 @@ impl Options {
             (None, None) => None,
             _ => return Err("'--tls-cert' and '--tls-key' need each other".into()),
         };
-        if ws.is_none() && (tls.is_some() || web.is_some()) {
-            return Err("'--tls-cert', '--tls-key' and '--web' need '--ws'".into());
+        if tls.is_some() || web.is_some() || !trusted_proxies.is_empty() {
+            ws.get_or_insert(DEFAULT_WS);
         }
         config.websocket = ws.map(|addr| WsServerConfig {
             tls,
             web,
+            trusted_proxies,
             ..WsServerConfig::new(addr)
         });
         config.auth = auth(key, public, config.insecure_anywhere, [Some(udp), ws])?;

@@ -482,7 +482,7 @@ pub struct GateLimits {
     /// Attempts to connect. Default: 4 a second, 32 at once: a school behind one address, or a player whose Wi-Fi comes
     /// and goes.
     pub attempts: Rate,
-    /// Sessions at the same time. Default: 64.
+    /// Sessions at the same time. Default: 256, as a school or an office has one address.
     pub sessions: u32,
     /// Handshakes in flight. Default: 16.
     pub handshakes: u32,
@@ -499,7 +499,7 @@ impl Default for GateLimits {
     fn default() -> Self {
         Self {
             attempts: Rate::new(4, 32),
-            sessions: 64,
+            sessions: 256,
             handshakes: 16,
             handshakes_total: 1_024,
             addresses: 16_384,

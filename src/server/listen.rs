@@ -4,7 +4,7 @@ use bevy::prelude::*;
 
 use super::ServerConfig;
 use super::links::Links;
-use crate::transport::udp::{UdpServer, UdpServerConfig};
+use crate::transport::udp::{Auth, UdpServer, UdpServerConfig};
 #[cfg(feature = "websocket")]
 use crate::transport::ws::{WsServer, WsServerConfig};
 use crate::transport::{ConditionedServer, ServerTransport};
@@ -16,6 +16,19 @@ pub(super) struct Listeners {
 
 impl Plugin for Listeners {
     fn build(&self, app: &mut App) {
+        #[cfg(feature = "websocket")]
+        let websocket = self.config.websocket.is_some();
+        #[cfg(not(feature = "websocket"))]
+        let websocket = false;
+        if matches!(self.config.auth, Auth::Insecure)
+            && self.config.verifier.is_none()
+            && (self.config.udp.is_some() || websocket)
+        {
+            warn!(
+                "this server has no authentication: it takes players for whoever they say they are, which is for \
+                 development only (`ServerConfig::auth`, `ServerConfig::verifier`)"
+            );
+        }
         if let Some(addr) = self.config.udp {
             self.add(app, |transport_index| {
                 let config = UdpServerConfig {

@@ -197,9 +197,13 @@ impl PluginGroup for TandemServerPlugins {
                 config: config.clone(),
             });
         if let Some(settings) = config.adaptive.clone() {
+            #[cfg(feature = "websocket")]
+            let pace = config.websocket.as_ref().map(|ws| ws.pace);
+            #[cfg(not(feature = "websocket"))]
+            let pace = None;
             group = group.add(AdaptPlugin {
                 settings,
-                ..default()
+                pace: pace.unwrap_or_default(),
             });
         }
         group.add(listen::Listeners { config })

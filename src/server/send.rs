@@ -77,8 +77,8 @@ pub(super) struct Outgoing {
     pub view: View,
     /// When the client was last told everything.
     pub told_all: Tick,
-    /// Tick of the last snapshot.
-    sent: Tick,
+    /// With a slower pace than others: what of the next snapshot is due.
+    due: f32,
 }
 
 impl Outgoing {
@@ -86,7 +86,7 @@ impl Outgoing {
         Self {
             view: View::new(now),
             told_all: now,
-            sent: now,
+            due: 0.0,
         }
     }
 }
@@ -129,13 +129,14 @@ fn send_snapshots(
         }
         let (mut interval, mut max_bytes) = (schedule.interval, schedule.max_snapshot_bytes);
         if let Some(pacing) = pacing {
-            interval = Ticks((interval.0 as f32 / pacing.rate).round() as u32);
+            interval = Ticks((interval.0 as f32 / pacing.rate).ceil() as u32);
             max_bytes = (max_bytes as f32 * pacing.budget) as usize;
-            if tick.0.distance_from(outgoing.sent) < interval.0.cast_signed() {
+            outgoing.due += pacing.rate;
+            if outgoing.due < 0.999 {
                 continue;
             }
+            outgoing.due -= 1.0;
         }
-        outgoing.sent = tick.0;
         *last_sent = now;
         let mut to = links.over(now, *id);
         if peer.is_stream() {

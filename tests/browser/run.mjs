@@ -90,7 +90,8 @@ async function throughWss(way) {
 
 /** Two servers behind nginx, which does TLS and sends each player to the same one again. */
 async function throughNginx(way) {
-  const servers = [await serve(`${way}-1`, []), await serve(`${way}-2`, [])];
+  const behindProxy = ["--trusted-proxy", "127.0.0.1"];
+  const servers = [await serve(`${way}-1`, behindProxy), await serve(`${way}-2`, behindProxy)];
   for (const [index, server] of servers.entries()) await bots(`${way}-${index + 1}`, server);
   const proxies = servers.map((server) => server.proxy);
   const nginx = await Nginx.start({

@@ -194,7 +194,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin, I: Inbox + Unpin> Link<S, I> {
                 self.paused = false;
                 self.last_heard = self.now;
             }
-            match self.socket.poll_read(cx) {
+            let read = self.socket.poll_read(cx);
+            // Also what makes no message: a client could send parts of one for ever.
+            let bytes = self.socket.take_read_bytes();
+            self.spend(0, bytes);
+            match read {
                 Poll::Pending => return None,
                 Poll::Ready(Err(error)) => return Some(self.broken(error)),
                 Poll::Ready(Ok(message)) => {
@@ -210,8 +214,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin, I: Inbox + Unpin> Link<S, I> {
     fn handle_message(&mut self, message: Message) -> Option<Ending> {
         let bytes = match message {
             Message::Binary(bytes) => bytes,
-            Message::Ping(bytes) | Message::Pong(bytes) => {
-                self.spend(1, bytes.len());
+            Message::Ping(_) | Message::Pong(_) => {
+                self.spend(1, 0);
                 return None;
             }
             Message::Text(_) => {
@@ -243,7 +247,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin, I: Inbox + Unpin> Link<S, I> {
         let datagrams = self.arrived.len();
         self.stats.add_datagrams_in(datagrams);
         self.inbox.deliver(&mut self.arrived);
-        self.spend(datagrams, bytes.len());
+        self.spend(datagrams, 0);
         None
     }
 

@@ -88,8 +88,8 @@ pub struct WsServerConfig {
     pub pace: LinkPace,
     /// How many may be connected at a time. Default: 10,000.
     pub max_sessions: usize,
-    /// How many of them from one address, of IPv6 from one network of 64 bits. Loopback is exempt. Default: 1,000, as a
-    /// school has one address.
+    /// How many of them from one address, of IPv6 from one network of 64 bits. Loopback is exempt. Default: 256, as for
+    /// [sessions](crate::protocol::limits::GateLimits::sessions).
     pub max_links_per_address: usize,
     /// Connections at a time that are no link yet. Beyond, new ones are closed at once. Default: 1,024.
     pub max_handshakes: usize,
@@ -140,7 +140,7 @@ impl WsServerConfig {
             allowed_origins: None,
             pace: LinkPace::BALANCED,
             max_sessions: 10_000,
-            max_links_per_address: 1_000,
+            max_links_per_address: 256,
             max_handshakes: 1_024,
             max_handshakes_per_address: 16,
             handshake_timeout: Duration::from_secs(5),

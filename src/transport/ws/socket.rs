@@ -34,6 +34,8 @@ pub(super) struct Socket<S> {
     wire: Wire,
     /// Something was written since the stream was flushed, which matters to TLS.
     unflushed: bool,
+    /// Since somebody asked.
+    read_bytes: usize,
     stats: Arc<Stats>,
 }
 
@@ -166,6 +168,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
             role,
             wire: Wire::default(),
             unflushed: false,
+            read_bytes: 0,
             stats,
         }
     }
@@ -185,6 +188,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
             cx,
             wire: &mut self.wire,
             room_for_all: false,
+            read_bytes: &mut self.read_bytes,
             stats: &self.stats,
         };
         match self.context.read(&mut io) {
@@ -245,6 +249,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
             cx: &mut Context::from_waker(std::task::Waker::noop()),
             wire: &mut self.wire,
             room_for_all: true,
+            read_bytes: &mut self.read_bytes,
             stats: &self.stats,
         };
         // "Closed" is what it says when it is done.
@@ -257,6 +262,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
             cx: &mut Context::from_waker(std::task::Waker::noop()),
             wire: &mut self.wire,
             room_for_all: true,
+            read_bytes: &mut self.read_bytes,
             stats: &self.stats,
         };
         self.context.write(&mut io, message)
@@ -289,11 +295,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
                 cx,
                 wire: &mut self.wire,
                 room_for_all: true,
+                read_bytes: &mut self.read_bytes,
                 stats: &self.stats,
             };
             // An error here shows again when reading.
             let _ = self.context.flush(&mut io);
         }
+    }
+
+    /// Bytes that were read since this was last asked, whatever was in them.
+    pub fn take_read_bytes(&mut self) -> usize {
+        std::mem::take(&mut self.read_bytes)
     }
 
     /// Bytes that wait to be handed to the system.
@@ -349,6 +361,7 @@ struct Io<'a, 'b, 'c, S> {
     wire: &'b mut Wire,
     /// Whether to queue whatever waits already.
     room_for_all: bool,
+    read_bytes: &'b mut usize,
     stats: &'b Stats,
 }
 
@@ -359,6 +372,7 @@ impl<S: AsyncRead + Unpin> Read for Io<'_, '_, '_, S> {
             Poll::Ready(Ok(())) => {
                 let read = bytes.filled().len();
                 self.stats.add_bytes_in(read);
+                *self.read_bytes += read;
                 Ok(read)
             }
             Poll::Ready(Err(error)) => Err(error),
