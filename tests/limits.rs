@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bevy::diagnostic::{DiagnosticPath, DiagnosticsStore};
 use bevy::prelude::*;
-use bevy_tandem::client::{ClientConfig, LimitWarning, ServerClosing};
+use bevy_tandem::client::{ClientConfig, ConnectOver, LimitWarning, ServerClosing};
 use bevy_tandem::diagnostics::{self, DiagnosticsPlugin};
 use bevy_tandem::headless::ShutdownRequested;
 use bevy_tandem::identity::Identity;
@@ -151,6 +151,35 @@ fn an_honest_burst_is_delayed_and_nothing_of_it_is_lost() {
     net.run(Ticks(60 * 12));
     assert_eq!(server_log(&net).orders, (0..500).collect::<Vec<_>>());
     assert_eq!(client_log(&mut net, ada).disconnected, []);
+}
+
+/// How many messages of a flood a server takes from a client that has come back so often, though it had nothing to say.
+fn taken_after_resumes(times: usize) -> usize {
+    let mut net = TestNet::new(game, LinkConditions::default());
+    let mallory = net.join("Mallory");
+    net.run(Ticks(60));
+    for _ in 0..times {
+        let link = net.connector().connect();
+        net.client(mallory).resume_over(link);
+        net.run(Ticks(10));
+    }
+    assert_eq!(
+        net.server.world().resource::<ServerStats>().resumed,
+        times as u64
+    );
+    for number in 0..60 * 10 {
+        for _ in 0..20 {
+            order(&mut net, mallory, number);
+        }
+        net.run(Ticks(1));
+    }
+    server_log(&net).orders.len()
+}
+
+#[test]
+fn coming_back_often_allows_no_larger_flood_than_coming_back_once() {
+    let (once, often) = (taken_after_resumes(1), taken_after_resumes(10));
+    assert!(often <= once, "{often} after ten resumes, {once} after one");
 }
 
 #[test]

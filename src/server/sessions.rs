@@ -428,7 +428,6 @@ fn resume(
     let Some(mut mail) = world.get_mut::<SessionMail>(session) else {
         return Ok(());
     };
-    mail.0.start_link();
     let resumed = mail.0.outbox.resume(taken, |letter| receipts.push(letter));
     let lost = match resumed {
         Ok(reliable::Resumption::Complete) => 0,
@@ -439,6 +438,7 @@ fn resume(
             return Err(rejected(ResumeRejection::InvalidToken));
         }
     };
+    mail.0.start_link();
     let Some(Greeting { mut peer, info, .. }) = forget_greeting(world, links, link) else {
         return Ok(());
     };
