@@ -19,6 +19,7 @@ use bevy::prelude::*;
 use bevy_tandem::headless::{HeadlessPlugin, args};
 use bevy_tandem::prelude::*;
 use bevy_tandem::protocol::pacing::PacingSettings;
+use bevy_tandem::server::ListenAddresses;
 use bevy_tandem::transport::udp::{Auth, token};
 use bevy_tandem::transport::ws::{TlsFiles, WsServerConfig};
 use lexopt::{Parser, ValueExt};
@@ -52,34 +53,39 @@ fn main() -> AppExit {
     if let Some(error) = host::listen_error(&options.config) {
         args::fail(error);
     }
-    announce(&options.config);
     let headless = HeadlessPlugin {
         run_for: options.seconds,
         report: options.report,
         ..default()
     };
+    let config = options.config.clone();
     host::server(options.config, options.statics, headless)
         .add_plugins(LogPlugin::default())
+        .add_systems(Startup, move |addresses: Res<ListenAddresses>| {
+            announce(&config, &addresses);
+        })
         .run()
 }
 
 /// Says how to join.
-fn announce(config: &ServerConfig) {
+fn announce(config: &ServerConfig, ListenAddresses(addresses): &ListenAddresses) {
     let token = match config.auth {
         Auth::Secure { .. } => " --token TOKEN",
         Auth::Insecure => "",
     };
-    if let Some(address) = config.udp {
-        println!("Listening on {address}. Join with: cargo play --connect {address}{token}");
-    }
-    if let Some(ws) = &config.websocket {
-        let s = if ws.tls.is_some() { "s" } else { "" };
+    let (udp, ws) = match &addresses[..] {
+        [udp, ws] => (udp, Some(ws)),
+        [udp] => (udp, None),
+        _ => return,
+    };
+    println!("Listening on {udp}. Join with: cargo play --connect {udp}{token}");
+    if let (Some(address), Some(config)) = (ws, &config.websocket) {
+        let s = if config.tls.is_some() { "s" } else { "" };
         println!(
-            "Listening on {0}. Join with: cargo play --connect ws{s}://{0}{token}",
-            ws.addr
+            "Listening on {address}. Join with: cargo play --connect ws{s}://{address}{token}"
         );
-        if ws.web.is_some() {
-            println!("Or in a browser: http{s}://{}", ws.addr);
+        if config.web.is_some() {
+            println!("Or in a browser: http{s}://{address}");
         }
     }
 }
