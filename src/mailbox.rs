@@ -22,6 +22,14 @@ pub(crate) struct Letter {
     pub body: SharedBytes,
 }
 
+impl Letter {
+    /// The same for one reader only.
+    pub fn for_one(self) -> Self {
+        let body = SharedBytes::for_one(self.body.bytes().clone());
+        Self { body, ..self }
+    }
+}
+
 impl Body for Letter {
     fn size_bytes(&self) -> usize {
         self.body.bytes().len()
@@ -83,14 +91,15 @@ impl Mailbox {
         self.is_overrun
     }
 
-    /// Queues a message: a reliable one in the mailbox, another at the link. `false` if it will not be sent.
+    /// Queues a message: a reliable one in the mailbox, another at the link. Returns what was dropped to make room, or
+    /// `None` if the message will not be sent.
     pub fn post(
         &mut self,
         peer: Option<&mut Peer>,
         entries: &[MessageEntry],
         channel: Channel,
         letter: Letter,
-    ) -> bool {
+    ) -> Option<Vec<Letter>> {
         let importance = entries
             .get(usize::from(letter.id))
             .map(|entry| entry.importance)
@@ -99,11 +108,11 @@ impl Mailbox {
             (Some(stream), _) => {
                 let pushed = self.outbox.push(stream, importance, letter);
                 self.is_overrun |= matches!(pushed, Err(Full::Close { .. }));
-                pushed.is_ok()
+                pushed.ok().map(|pushed| pushed.dropped)
             }
-            (None, Some(peer)) => peer.send_message(channel.id(), &letter.body),
+            (None, Some(peer)) => peer.send_message(channel.id(), &letter.body).then(Vec::new),
             // What may be lost is not kept for a link that is not there.
-            (None, None) => true,
+            (None, None) => Some(Vec::new()),
         }
     }
 

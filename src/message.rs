@@ -96,7 +96,10 @@ pub struct Delivered<M: Send + Sync + 'static> {
     pub message: M,
 }
 
-/// A message of this app's could not be queued, since too much waits already, and is not sent.
+/// A message of this app's could not be queued, since too much waits already, or had to make room for a newer one, and is
+/// not sent.
+///
+/// Also tells of messages that are dropped while a client is away. Entities that such a message names are not mapped back.
 #[derive(Message, Clone, Debug, PartialEq, Eq)]
 pub struct Undeliverable<M: Send + Sync + 'static> {
     /// On a server, the session for which it was; on a client, [`Entity::PLACEHOLDER`].
@@ -146,9 +149,16 @@ pub(crate) struct MessageEntry {
     pub receive_on_server:
         fn(&mut World, session: Entity, &[u8]) -> Result<(), serial::SerialError>,
     pub receive_on_client: fn(&mut World, &[u8]) -> Result<(), serial::SerialError>,
-    /// Tells the game that the other end has a message, given as it was sent.
-    pub deliver_on_server: fn(&mut World, session: Entity, &[u8]),
-    pub deliver_on_client: fn(&mut World, &[u8]),
+    /// Tells the game what has become of a message, given as it was sent; on a client, the session is
+    /// [`Entity::PLACEHOLDER`].
+    pub tell_fate: fn(&mut World, Fate, session: Entity, &[u8]),
+}
+
+/// What has become of a message.
+#[derive(Clone, Copy)]
+pub(crate) enum Fate {
+    Delivered,
+    Dropped,
 }
 
 /// How one message type travels.
@@ -233,22 +243,41 @@ pub(crate) fn register<M: NetMessage>(
         traffic: Traffic::Messages,
         importance: Importance::Normal,
         has_receipts: false,
-        deliver_on_server: deliver::<M>,
-        deliver_on_client: |world, bytes| deliver::<M>(world, Entity::PLACEHOLDER, bytes),
+        tell_fate: tell_fate::<M>,
     };
     let id = Registry::push_message(app, entry);
     app.insert_resource(MessageRule::<M> { id, channel, map });
     id
 }
 
-/// Tells the game that the other end has a message.
-fn deliver<M: NetMessage>(world: &mut World, session: Entity, bytes: &[u8]) {
+/// Tells the game what has become of a message.
+fn tell_fate<M: NetMessage>(world: &mut World, fate: Fate, session: Entity, bytes: &[u8]) {
     let message = split(bytes).and_then(|(_, body)| serial::decode::<M>(body));
-    match message {
-        Ok(message) => {
+    match (message, fate) {
+        (Ok(message), Fate::Delivered) => {
             world.write_message(Delivered { session, message });
         }
-        Err(error) => error_once!("a message cannot be read back: {error}"),
+        (Ok(message), Fate::Dropped) => {
+            world.write_message(Undeliverable { session, message });
+        }
+        (Err(error), _) => error_once!("a message cannot be read back: {error}"),
+    }
+}
+
+/// Tells the game of messages that had to make room for newer ones.
+pub(crate) fn give_back(
+    commands: &mut Commands,
+    registry: &Registry,
+    session: Entity,
+    dropped: Vec<Letter>,
+) {
+    for letter in dropped {
+        if let Some(entry) = registry.messages.get(usize::from(letter.id)) {
+            let tell_fate = entry.tell_fate;
+            commands.queue(move |world: &mut World| {
+                tell_fate(world, Fate::Dropped, session, letter.body.bytes());
+            });
+        }
     }
 }
 

@@ -604,7 +604,12 @@ impl Peer {
                     self.chunk_head(kind, length as u16);
                     self.outgoing.push(channel);
                     self.outgoing.extend_from_slice(&head);
-                    to.send_shared(&self.outgoing, &body);
+                    if body.is_for_one() {
+                        self.outgoing.extend_from_slice(message);
+                        to.send(&self.outgoing);
+                    } else {
+                        to.send_shared(&self.outgoing, &body);
+                    }
                     seq = self.start_datagram(now);
                     continue;
                 }

@@ -15,7 +15,7 @@ use bevy_tandem::message::{Delivered, Undeliverable};
 use bevy_tandem::prelude::*;
 use bevy_tandem::protocol::backoff::BackoffSettings;
 use bevy_tandem::protocol::handshake::ResumeRejection;
-use bevy_tandem::protocol::reliable::OutboxLimits;
+use bevy_tandem::protocol::reliable::{OutboxLimits, WhenFull};
 use bevy_tandem::session::{Away, SessionAway, SessionReturned};
 use bevy_tandem::testing::{TestClientId, TestNet};
 use bevy_tandem::transport::{
@@ -757,6 +757,30 @@ fn messages_beyond_the_queue_are_given_back() {
     }
     net.run(Ticks(2));
     assert_eq!(server_log(&net).undeliverable, (10..20).collect::<Vec<_>>());
+}
+
+#[test]
+fn messages_that_make_room_for_newer_ones_are_given_back() {
+    let config = ServerConfig {
+        outbox: OutboxLimits {
+            max_messages: 10,
+            ..OutboxLimits::SERVER
+        },
+        when_full: WhenFull::DropOldest,
+        ..default()
+    };
+    let (mut net, ada, session) = joined_with(LinkConditions::default(), config);
+    for number in 0..20 {
+        let to = Target::Session(session);
+        let message = Numbered(number);
+        net.server
+            .world_mut()
+            .write_message(ToClients { to, message });
+    }
+    net.run(Ticks(60));
+    assert_eq!(server_log(&net).undeliverable, (0..10).collect::<Vec<_>>());
+    let taken = &client_log(&mut net, ada).numbered;
+    assert_eq!(*taken, (10..20).collect::<Vec<_>>());
 }
 
 #[test]

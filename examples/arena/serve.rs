@@ -203,9 +203,8 @@ mod tests {
             &["--udp", "0.0.0.0:5000"],
             &["--ws", "0.0.0.0:5001"],
             &["--ws", "here"],
-            &["--web", "target/web"],
             &["--ws", "127.0.0.1:5001", "--tls-cert", "some.pem"],
-            &["--tls-cert", "some.pem", "--tls-key", "some.pem"],
+            &["--trusted-proxy", "nginx"],
             &["--resume-window", "long"],
             &["--public", "192.0.2.1:5000"],
             &["--key", "/nowhere/at all"],
@@ -217,5 +216,20 @@ mod tests {
                 .expect("a mistake");
             assert_eq!(error.to_string().lines().count(), 1, "{line:?}: {error}");
         }
+    }
+
+    #[test]
+    fn what_needs_websocket_brings_it() {
+        for line in [
+            &["--web", "target/web"][..],
+            &["--tls-cert", "some.pem", "--tls-key", "some.pem"],
+            &["--trusted-proxy", "10.0.0.0/8"],
+        ] {
+            let options = Options::parse(Parser::from_args(line)).expect("it is enough");
+            assert_eq!(options.config.websocket.unwrap().addr, DEFAULT_WS);
+        }
+        let none: [&str; 0] = [];
+        let options = Options::parse(Parser::from_args(none)).expect("no need");
+        assert!(options.config.websocket.is_none());
     }
 }

@@ -13,7 +13,7 @@ use super::inputs::SentInputs;
 use super::reconnect::{self, ResumeOutcome};
 use super::stats::ClientStats;
 use crate::mailbox::{Letter, Mailbox};
-use crate::message::{self, Channel};
+use crate::message::{self, Channel, Fate};
 use crate::peer::{CONTROL_CHANNEL, Carrier, ChunkKind, Peer, Side};
 use crate::protocol::clock::{ClockSettings, ClockSync};
 use crate::protocol::handshake::{
@@ -24,7 +24,7 @@ use crate::protocol::input::EncodeLimits;
 use crate::protocol::interpolation::{Timeline, TimelineSettings};
 use crate::protocol::layout::{ComponentId, NetId};
 use crate::protocol::names::{validate_name, validate_version};
-use crate::protocol::reliable::{Taken, WhenFull};
+use crate::protocol::reliable::Taken;
 use crate::protocol::resume::ResumeToken;
 use crate::protocol::view::ApartValue;
 use crate::registry::Registry;
@@ -277,7 +277,12 @@ fn deliver_receipts(world: &mut World, letters: &[Letter]) {
         let messages = &world.resource::<Registry>().messages;
         let entry = messages.get(usize::from(letter.id)).copied();
         if let Some(entry) = entry.filter(|entry| entry.has_receipts) {
-            (entry.deliver_on_client)(world, letter.body.bytes());
+            (entry.tell_fate)(
+                world,
+                Fate::Delivered,
+                Entity::PLACEHOLDER,
+                letter.body.bytes(),
+            );
         }
     }
 }
@@ -379,7 +384,7 @@ fn receive_messages(
 pub(super) fn send_request(peer: &mut Peer, request: &Request) {
     let mut bytes = Vec::new();
     if serial::encode(request, &mut bytes).is_ok() {
-        peer.send_message(CONTROL_CHANNEL, &SharedBytes::new(bytes));
+        peer.send_message(CONTROL_CHANNEL, &SharedBytes::for_one(bytes));
     }
 }
 
@@ -394,8 +399,9 @@ fn set_tick_rate(world: &mut World, link: &mut Link, tick_rate_hz: f64) {
 /// The session begins.
 fn welcome(world: &mut World, session: SessionId, tick: Tick) -> News {
     let settings = &world.resource::<Settings>().0;
-    let (max_entities, outbox) = (settings.max_entities, settings.outbox);
-    world.resource_mut::<Keepsakes>().mail = Some(Mailbox::new(outbox, WhenFull::Refuse));
+    let max_entities = settings.max_entities;
+    let mail = Mailbox::new(settings.outbox, settings.when_full);
+    world.resource_mut::<Keepsakes>().mail = Some(mail);
     Mirror::begin(world, session, tick, max_entities);
     reconnect::stop(world);
     connection::change(world, ConnectionState::Connected, Some(session), None);
@@ -521,12 +527,13 @@ pub(super) fn greet(world: &mut World) {
             if !*said_hello {
                 let mut bytes = Vec::new();
                 if serial::encode(&hello(world)?, &mut bytes).is_ok() {
-                    peer.send_message(CONTROL_CHANNEL, &SharedBytes::new(bytes));
+                    peer.send_message(CONTROL_CHANNEL, &SharedBytes::for_one(bytes));
                 }
                 *said_hello = true;
                 *last_sent = Duration::ZERO;
             }
-            let heartbeat = world.resource::<Settings>().0.heartbeat;
+            let settings = &world.resource::<Settings>().0;
+            let heartbeat = settings.heartbeat_over(transport.kind());
             if now.saturating_sub(*last_sent) >= heartbeat || last_sent.is_zero() {
                 *last_sent = now;
                 let mut to = OverTransport(&mut **transport, now);
@@ -597,7 +604,7 @@ pub(super) fn send(
     let stands_still = transport.delivery() == Delivery::Stream
         && now.saturating_sub(*last_heard) > STREAM_STANDS_STILL;
     let is_due = newest != *sent_tick && !stands_still
-        || now.saturating_sub(*last_sent) >= settings.0.heartbeat
+        || now.saturating_sub(*last_sent) >= settings.0.heartbeat_over(transport.kind())
         || keepsakes
             .mail
             .as_ref()

@@ -6,7 +6,7 @@ use super::apply::Mirror;
 use super::connection::Connection;
 use super::link::{Keepsakes, Link};
 use crate::message::{
-    Delivered, FromServer, MAX_CLIENT_MESSAGE_BYTES, MessageRule, NetMessage, ToServer,
+    self, Delivered, FromServer, MAX_CLIENT_MESSAGE_BYTES, MessageRule, NetMessage, ToServer,
     Undeliverable,
 };
 use crate::registry::Registry;
@@ -54,6 +54,7 @@ fn send<M: NetMessage>(
     mut undeliverable: MessageWriter<Undeliverable<M>>,
     rule: Res<MessageRule<M>>,
     registry: Res<Registry>,
+    mut commands: Commands,
     mut link: Option<ResMut<Link>>,
     mut keepsakes: ResMut<Keepsakes>,
     connection: Res<Connection>,
@@ -83,7 +84,9 @@ fn send<M: NetMessage>(
             continue;
         }
         let peer = link.as_mut().map(|link| &mut link.peer);
-        if !mail.post(peer, &registry.messages, rule.channel, letter) {
+        if let Some(dropped) = mail.post(peer, &registry.messages, rule.channel, letter) {
+            message::give_back(&mut commands, &registry, Entity::PLACEHOLDER, dropped);
+        } else {
             warn_once!("messages are not sent: too many wait to be acknowledged");
             undeliverable.write(Undeliverable {
                 session: Entity::PLACEHOLDER,

@@ -7,7 +7,7 @@ use std::time::Duration;
 use bevy::app::PluginGroupBuilder;
 use bevy::prelude::*;
 
-use crate::protocol::reliable::OutboxLimits;
+use crate::protocol::reliable::{OutboxLimits, WhenFull};
 use crate::schedule::TickPlugin;
 #[cfg(not(target_family = "wasm"))]
 use crate::transport::udp::{ClientAuth, UdpClientConfig};
@@ -48,7 +48,8 @@ pub struct ClientConfig {
     /// Whom to connect to over UDP, and as whom; nobody by default.
     #[cfg(not(target_family = "wasm"))]
     pub udp: Option<ClientAuth>,
-    /// Whom to connect to over WebSocket, and as whom; nobody by default. If there is one, UDP is not tried.
+    /// Whom to connect to over WebSocket, and as whom; nobody by default. If there is one, UDP is not tried. Of its
+    /// timeouts, those below count.
     #[cfg(feature = "websocket")]
     pub websocket: Option<WsClientConfig>,
     /// What the player is called: 1 to 32 visible characters. Default: "Player".
@@ -62,9 +63,13 @@ pub struct ClientConfig {
     pub reconnect: ReconnectSettings,
     /// How many messages wait for the server to take them. Default: [`OutboxLimits::CLIENT`], 1,000 messages of 1 MiB.
     pub outbox: OutboxLimits,
+    /// What happens when more wait. Default: a further one is [refused](crate::message::Undeliverable).
+    pub when_full: WhenFull,
     /// Without inputs to send, something is sent this often, so that acknowledgements arrive and the server hears that
     /// the client is there. Default 100 ms.
     pub heartbeat: Duration,
+    /// The same over WebSocket. Default 100 ms.
+    pub websocket_heartbeat: Duration,
     /// Give up connecting after this. Default 10 s.
     pub connect_timeout: Duration,
     /// A server of which nothing is heard for this long is gone. Default 5 s.
@@ -90,7 +95,9 @@ impl Default for ClientConfig {
             credentials: Vec::new(),
             reconnect: ReconnectSettings::default(),
             outbox: OutboxLimits::CLIENT,
+            when_full: WhenFull::Refuse,
             heartbeat: Duration::from_millis(100),
+            websocket_heartbeat: Duration::from_millis(100),
             connect_timeout: Duration::from_secs(10),
             timeout: Duration::from_secs(5),
             websocket_timeout: Duration::from_secs(15),
@@ -101,6 +108,14 @@ impl Default for ClientConfig {
 }
 
 impl ClientConfig {
+    /// How long a client may be silent over such a link.
+    pub(crate) fn heartbeat_over(&self, kind: TransportKind) -> Duration {
+        match kind {
+            TransportKind::WebSocket => self.websocket_heartbeat,
+            _ => self.heartbeat,
+        }
+    }
+
     /// How long a server may be silent over such a link.
     pub(crate) fn timeout_over(&self, kind: TransportKind) -> Duration {
         match kind {

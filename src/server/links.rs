@@ -14,7 +14,7 @@ use super::send::Outgoing;
 use super::sessions::{self, SessionSettings};
 use super::{ServerStats, TransportCount};
 use crate::mailbox::{Letter, Mailbox};
-use crate::message::{self, Channel, MessageEntry};
+use crate::message::{self, Channel, Fate, MessageEntry};
 use crate::peer::{CONTROL_CHANNEL, Carrier, ChunkKind, Peer};
 use crate::protocol::handshake::{DisconnectReason, Request};
 use crate::protocol::limits::Traffic;
@@ -347,7 +347,7 @@ pub(super) fn deliver_receipts(world: &mut World, session: Entity, letters: &[Le
             .get(usize::from(letter.id))
             .copied();
         if let Some(entry) = entry.filter(|entry| entry.has_receipts) {
-            (entry.deliver_on_server)(world, session, letter.body.bytes());
+            (entry.tell_fate)(world, Fate::Delivered, session, letter.body.bytes());
         }
     }
 }

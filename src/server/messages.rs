@@ -5,8 +5,8 @@ use bevy::prelude::*;
 use super::collect::{NetIds, Replication};
 use super::links::{Link, SessionMail};
 use crate::message::{
-    Delivered, FromClient, MAX_SERVER_MESSAGE_BYTES, MessageRule, NetMessage, Target, ToClients,
-    Undeliverable,
+    self, Delivered, FromClient, MAX_SERVER_MESSAGE_BYTES, MessageRule, NetMessage, Target,
+    ToClients, Undeliverable,
 };
 use crate::registry::Registry;
 use crate::rooms::InRoom;
@@ -54,6 +54,7 @@ fn send<M: NetMessage>(
     mut undeliverable: MessageWriter<Undeliverable<M>>,
     rule: Res<MessageRule<M>>,
     registry: Res<Registry>,
+    mut commands: Commands,
     mut sessions: Query<(Entity, &mut SessionMail, Option<&mut Link>, Option<&InRoom>)>,
     nets: NetIds,
 ) {
@@ -72,6 +73,10 @@ fn send<M: NetMessage>(
                 continue;
             }
         };
+        let letter = match to {
+            Target::Session(_) => letter.for_one(),
+            _ => letter,
+        };
         for (session, mut mail, mut link, room) in &mut sessions {
             let is_meant = match *to {
                 Target::All => true,
@@ -83,10 +88,12 @@ fn send<M: NetMessage>(
                 continue;
             }
             let peer = link.as_mut().map(|link| &mut link.peer);
-            if !mail
+            let posted = mail
                 .0
-                .post(peer, &registry.messages, rule.channel, letter.clone())
-            {
+                .post(peer, &registry.messages, rule.channel, letter.clone());
+            if let Some(dropped) = posted {
+                message::give_back(&mut commands, &registry, session, dropped);
+            } else {
                 debug!("a message to session {session} is not sent: too much waits for it");
                 undeliverable.write(Undeliverable {
                     session,

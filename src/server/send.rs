@@ -185,7 +185,7 @@ fn send_snapshots(
             };
             let mut bytes = Vec::new();
             let is_sent = serial::encode(&control, &mut bytes).is_ok()
-                && peer.send_message(CONTROL_CHANNEL, &SharedBytes::new(bytes));
+                && peer.send_message(CONTROL_CHANNEL, &SharedBytes::for_one(bytes));
             if !is_sent {
                 // The channel is full, or the value above what one message may have.
                 warn_once!(

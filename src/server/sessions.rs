@@ -628,7 +628,7 @@ pub(super) fn confirm_token(world: &mut World, session: Entity, receipt: u32) {
 pub(super) fn send_control(peer: &mut Peer, control: &Control) {
     let mut bytes = Vec::new();
     if serial::encode(control, &mut bytes).is_ok() {
-        peer.send_message(CONTROL_CHANNEL, &SharedBytes::new(bytes));
+        peer.send_message(CONTROL_CHANNEL, &SharedBytes::for_one(bytes));
     }
 }
 

@@ -38,9 +38,6 @@ const MAX_QUEUE_BYTES: usize = 256 << 10;
 /// How long one of a server's addresses may take, so that there is time for the others.
 const ADDRESS_TIME: Duration = Duration::from_secs(3);
 
-/// Silence after which the server is pinged.
-const PING_INTERVAL: Duration = Duration::from_secs(5);
-
 /// Why there is no client.
 #[derive(Debug, thiserror::Error)]
 pub enum WsConnectError {
@@ -129,6 +126,7 @@ impl WsClient {
             credentials: config.auth.credentials(),
             protocol_id: config.protocol_id,
             timeout: config.timeout,
+            ping_interval: config.ping_interval,
             shared: shared.clone(),
             outbox: outbox.clone(),
         };
@@ -273,6 +271,7 @@ struct Task {
     credentials: Credentials,
     protocol_id: u64,
     timeout: Duration,
+    ping_interval: Duration,
     shared: Arc<Shared>,
     outbox: Arc<Outbox>,
 }
@@ -424,7 +423,7 @@ impl Task {
             limits: Limits::FROM_SERVER,
             peer_is_client: false,
             budget: None,
-            ping_interval: PING_INTERVAL.min(self.timeout / 3),
+            ping_interval: self.ping_interval.min(self.timeout / 3),
             timeout: self.timeout,
             congested_above: CONGESTED_ABOVE,
             drop_congested_after: None,

@@ -76,6 +76,8 @@ pub struct WsClientConfig {
     /// Silence after which the link is closed, to within a second. Default: 15 s, three pings of the server's. A browser
     /// answers pings by itself and leaves this to the server.
     pub timeout: Duration,
+    /// Silence after which the server is pinged. Default: 5 s. A browser pings nobody.
+    pub ping_interval: Duration,
     /// How datagrams are gathered and compressed. Default: [`LinkPace::REALTIME`], since a client sends little, and its
     /// inputs are late soon.
     pub pace: LinkPace,
@@ -91,6 +93,7 @@ impl WsClientConfig {
             ca: None,
             connect_timeout: Duration::from_secs(10),
             timeout: Duration::from_secs(15),
+            ping_interval: Duration::from_secs(5),
             pace: LinkPace::REALTIME,
         }
     }

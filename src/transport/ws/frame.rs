@@ -11,7 +11,7 @@
 //! shared      head length u16  head  flags u8  rest    flags bit 1; its own bit 0: the rest is deflated
 //! ```
 //!
-//! One message is all that a link sends in a tick. The shared form carries one datagram, `head` and `rest` joined, so
+//! One message is all that a link sends in a tick, save for what many get and is large. The shared form carries one datagram, `head` and `rest` joined, so
 //! that what many links get is compressed once and copied by none of them. Only servers send it.
 //!
 //! Deflate is raw (RFC 1951) and starts afresh with each message: a window that lives as long as the link would cost
