@@ -96,8 +96,8 @@ fn brotli(bytes: &[u8], quality: i32) -> io::Result<Vec<u8>> {
     Ok(compressed)
 }
 
-/// Prints what a visitor has to load.
-pub fn report(out: &Path) -> Result<(), Failure> {
+/// Prints what a visitor has to load. Returns how much that is with brotli.
+pub fn report(out: &Path) -> Result<u64, Failure> {
     let mut paths = files(out)?;
     paths.extend(files(&out.join("assets"))?);
     let mut totals = [0; 3];
@@ -122,7 +122,7 @@ pub fn report(out: &Path) -> Result<(), Failure> {
         }
     }
     print_row("all together", totals);
-    Ok(())
+    Ok(totals[2])
 }
 
 fn print_row(name: &str, [plain, gzip, brotli]: [u64; 3]) {

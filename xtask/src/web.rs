@@ -13,6 +13,9 @@ use crate::{Failure, Options, bundle, root, run, target, wasm_opt};
 const EXAMPLE: &str = "browser";
 const NAME: &str = "arena";
 
+/// The most that a release build may have, compressed by brotli. It has 4.2 MB.
+const MAX_COMPRESSED: u64 = 5_000_000;
+
 /// Builds it.
 pub fn build(options: &Options) -> Result<(), Failure> {
     let toolchain = Toolchain::find()?;
@@ -62,7 +65,13 @@ pub fn build(options: &Options) -> Result<(), Failure> {
     }
     bundle::add_page(&options.out, NAME)?;
     bundle::compress(&options.out, options.release)?;
-    bundle::report(&options.out)?;
+    let compressed = bundle::report(&options.out)?;
+    if options.release && compressed > MAX_COMPRESSED {
+        return Err(format!(
+            "the page has {compressed} bytes as browsers fetch it, more than the {MAX_COMPRESSED} that it may: see \
+             which feature or dependency came in, or raise the limit in xtask/src/web.rs"
+        ));
+    }
     println!(
         "\nPlay with: cargo serve --web {0}\nor serve {0} with any web server, and add ?server=ws://HOST:PORT/",
         options.out.display()
