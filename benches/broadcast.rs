@@ -42,7 +42,7 @@ use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::{WebSocketStream, client_async_with_config};
 
-use support::{Child, Options, allow_many_files, commands, median, reply, role};
+use support::{Child, Options, Verdict, allow_many_files, commands, median, reply, role};
 
 const STATE_BYTES: usize = 4_096;
 const TICK: Duration = Duration::from_nanos(1_000_000_000 / 60);
@@ -154,13 +154,15 @@ fn compare(options: &Options) {
         );
     }
     for (at, name) in [(1, "deflated"), (2, "as it is")] {
+        let ratio = of(0, |f| f.burst_rate) / of(at, |f| f.burst_rate);
         println!(
-            "beside the bare loop ({name}): {:.2} of its messages/s in a burst, {:.2} of its messages per CPU second in a \
-             burst, {:.2} at 20 Hz",
-            of(0, |f| f.burst_rate) / of(at, |f| f.burst_rate),
+            "beside the bare loop ({name}): {ratio:.2} of its messages/s in a burst, {:.2} of its messages per CPU second \
+             in a burst, {:.2} at 20 Hz",
             of(at, |f| f.burst_us) / of(0, |f| f.burst_us),
             of(at, |f| f.paced_us) / of(0, |f| f.paced_us)
         );
+        let otherwise = format!("{ratio:.2} of the messages/s of the bare loop ({name})");
+        Verdict::default().expect(ratio >= 0.9, &otherwise);
     }
     println!("compressed to {:.3} of its size", states.compression());
 }

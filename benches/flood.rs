@@ -5,20 +5,27 @@
 //!
 //! Server, bots and flooder are processes of their own; the flooder gives way to the others (`nice 19`), since the
 //! attackers of a real server do not run on it. So on a machine with few cores, what limits the flood is what the others
-//! leave.
+//! leave. On loopback, nobody is limited by address: it is as if each connection of the attackers came from another one.
 //!
 //! For each flood: how much came, the server's p99 tick beside that of the calm just before, its processor time and memory,
-//! the lines in its log, and whether the healthy clients noticed.
+//! the lines in its log, whether the healthy clients noticed, and how long others took meanwhile to join, and to resume
+//! after their link was cut: one over UDP, and one over WebSocket.
+//!
+//! The last three are by clients that say hello as they should, and then send full datagrams: 100 times as many as
+//! transports let through, if the flooder's share of the processors allows. Each has at least 38 messages of inputs or 15
+//! others, so that what is let through is also 100 times what a session may send. Who is disconnected or banned connects
+//! again, from another address. What is counted is what the system took, and a server does not read all that comes over a
+//! WebSocket.
 
 // The arena's modules bring their tests along, which come to nothing here.
+#[allow(unused_imports)]
+#[path = "../examples/arena/game.rs"]
+mod arena_game;
 #[path = "../examples/arena/brain.rs"]
 mod brain;
 #[allow(unused_imports)]
 #[path = "../examples/arena/crowd.rs"]
 mod crowd;
-#[allow(unused_imports)]
-#[path = "../examples/arena/game.rs"]
-mod game;
 #[path = "../examples/arena/host.rs"]
 mod host;
 #[allow(unused_imports)]
@@ -27,62 +34,86 @@ mod ledger;
 #[allow(unused_imports)]
 #[path = "../examples/arena/map.rs"]
 mod map;
+#[path = "support/raw.rs"]
+mod raw;
 mod support;
 #[path = "support/arena.rs"]
 mod support_arena;
 
+/// The arena's, and a message that may be lost, of which it has none.
+mod game {
+    use bevy::prelude::*;
+    use bevy_tandem::prelude::*;
+    use serde::{Deserialize, Serialize};
+
+    pub use crate::arena_game::*;
+
+    #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+    pub struct Shout {
+        pub number: u32,
+    }
+
+    pub fn game(app: &mut App) {
+        crate::arena_game::game(app);
+        app.protocol().add_message::<Shout>(Channel::Unreliable);
+    }
+}
+
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
+use std::net::{TcpStream, UdpSocket};
+use std::ops::AddAssign;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use bevy::prelude::*;
+use bevy_tandem::client::ResumeFinished;
 use bevy_tandem::prelude::*;
 use bevy_tandem::transport::udp::UdpClientConfig;
-use bevy_tandem::transport::ws::DEFAULT_PROTOCOL_ID;
 use bevy_tandem::transport::ws::frame::{Credentials, SUBPROTOCOL, encode_auth};
-use renetcode::{ClientAuthentication, NetcodeClient};
+use bevy_tandem::transport::ws::{DEFAULT_PROTOCOL_ID, WsClientConfig};
 use serde_json::json;
 
-use game::Ping;
-use support::{Child, Options, allow_many_files, commands, reply, role};
-use support_arena::{Arena, be_bots, be_server, bots_report, start_bots};
+use ledger::{Ledger, LedgerPlugin, UNDER_WAY};
+use raw::{Burden, RawClient, Target, Way, attacker, connect_tcp, netcode_client};
+use support::{Child, Options, Verdict, allow_many_files, commands, reply, role};
+use support_arena::{Arena, ArenaReport, be_bots, be_server, bots_report, start_bots};
 
-const LOOPBACK: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 /// Connections that a flood keeps open at a time: more than a server lets one address have.
 const CONNECTIONS: usize = 400;
+/// Clients that send too much, over each transport.
+const RUDE_CLIENTS: usize = 4;
+/// What each of them sends: 100 times the 400 that transports let through.
+const RUDE_DATAGRAMS_PER_S: f64 = 40_000.0;
+/// Datagrams that they send at most between two looks at what has come: as many as fit one message of a WebSocket.
+const RUDE_BURST: usize = 40;
+/// The places of messages among those that are registered.
+const PING: u16 = 1;
+const SHOUT: u16 = 3;
+const MIB: f64 = 1_048_576.0;
 const PAUSE: Duration = Duration::from_secs(2);
+const FRAME: Duration = Duration::from_nanos(1_000_000_000 / 60);
+/// Within so long one joins or comes back, whatever happens.
+const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A kind of flood. Returns how much was sent, in its own unit.
-type Flood = fn(&Target, Instant) -> u64;
+/// A kind of flood. Returns how much was sent.
+type Flood = fn(Target, Instant) -> String;
 
-const FLOODS: [(&str, &str, Flood); 6] = [
-    ("junk datagrams", "datagrams", junk),
+const FLOODS: [(&str, Flood); 8] = [
+    ("junk datagrams", junk),
+    ("netcode requests without a second step", half_netcode),
+    ("half-open TCP connections", half_open_tcp),
+    ("WebSocket handshakes without a second step", half_websocket),
+    ("oversized WebSocket frames", oversized_frames),
+    ("clients with 100 times the allowed inputs", rude_inputs),
     (
-        "netcode requests without a second step",
-        "requests",
-        half_netcode,
+        "clients with 100 times the allowed unreliable messages",
+        rude_unreliable,
     ),
-    ("half-open TCP connections", "connections", half_open_tcp),
     (
-        "WebSocket handshakes without a second step",
-        "handshakes",
-        half_websocket,
-    ),
-    ("oversized WebSocket frames", "frames", oversized_frames),
-    // The last, since those who do this are banned, and everybody here has one address.
-    (
-        "valid clients at 100 times the allowed rate",
-        "messages",
-        chatter,
+        "clients with 100 times the allowed reliable messages",
+        rude_reliable,
     ),
 ];
-
-#[derive(Clone, Copy)]
-struct Target {
-    udp: SocketAddr,
-    ws: SocketAddr,
-}
 
 fn main() {
     allow_many_files();
@@ -97,57 +128,252 @@ fn main() {
 fn run(options: &Options) {
     let clients = options.number("--clients", 32, 4);
     let length = Duration::from_secs(options.number("--seconds", 15, 2));
+    let mut verdict = Verdict::default();
     let mut server = Arena::start(Some(10));
     let mut bots = start_bots(&server, clients, "mixed");
     let mut flooder = Child::start("flooder", &[server.udp.to_string(), server.ws.to_string()]);
+    let mut visitors = Visitors::default();
+    visitors.join(&server);
     let deadline = Instant::now() + Duration::from_secs(60);
     while bots_report(&mut bots).connected < clients as u64 {
         assert!(Instant::now() < deadline, "the bots do not connect");
-        thread::sleep(Duration::from_millis(200));
+        visitors.play(Duration::from_millis(200));
     }
 
     println!(
         "| flood | sent | rejected by the server | p99 tick in the calm before, in the flood | | server CPU | memory before, \
-         after | log lines | snapshots/s of a healthy client | their disconnects |\n\
-         |---|---:|---:|---:|---:|---:|---:|---:|---:|---:|"
+         after | log lines | snapshots/s of a healthy client | their disconnects | limits: disconnects, bans | \
+         to join: UDP, WebSocket | to resume |\n\
+         |---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|"
     );
-    for (at, (name, unit, _)) in FLOODS.iter().enumerate() {
-        thread::sleep(PAUSE);
+    for (at, (name, _)) in FLOODS.iter().enumerate() {
+        visitors.play(PAUSE);
         server.report();
-        thread::sleep(length);
+        let started = Instant::now();
+        while started.elapsed() < length {
+            // As often as below, since that takes its time, too.
+            visitors.play(Duration::from_secs(1));
+            server.peek();
+        }
         let calm = server.report();
         let bots_before = bots_report(&mut bots);
+        let lost_links = visitors.disconnects();
         let started = Instant::now();
         let line: (usize, u64) = (at, length.as_millis() as u64);
-        let sent = flooder.ask(&json!(line).to_string()).as_u64().unwrap_or(0);
+        flooder.say(&json!(line).to_string());
+        visitors.play(length / 4);
+        let joined = visitors.join(&server);
+        let resumed = visitors.cut();
+        let mut peak = calm.rss_bytes;
+        let sent = loop {
+            if let Some(sent) = flooder.overhear() {
+                break sent;
+            }
+            visitors.play(Duration::from_millis(500));
+            peak = server.peek().rss_bytes.max(peak);
+        };
         let seconds = started.elapsed().as_secs_f64();
         let flood = server.report();
         let bots_after = bots_report(&mut bots);
+        let disconnects = bots_after.disconnects - bots_before.disconnects
+            + (visitors.disconnects() - lost_links);
+        let log_lines = flood.log_lines - calm.log_lines;
+        let limits = |of: &str| {
+            let count = |report: &ArenaReport| report.whole["limits"][of].as_u64().unwrap_or(0);
+            count(&flood) - count(&calm)
+        };
         println!(
-            "| {name} | {sent} {unit} | {} | {:.2}, {:.2} ms | {:+.0} % | {:.0} % | {:.1}, {:.1} MiB | {} | {:.1} | {} |",
+            "| {name} | {sent} | {} | {:.2}, {:.2} ms | {:+.0} % | {:.0} % | {:.1}, {:.1} MiB | {log_lines} | {:.1} | \
+             {disconnects} | {}, {} | {} | {} |",
             rejected(&flood) - rejected(&calm),
             calm.tick_p99_ms,
             flood.tick_p99_ms,
             (flood.tick_p99_ms / calm.tick_p99_ms - 1.0) * 100.0,
             flood.cpu_s / seconds * 100.0,
-            calm.rss_bytes / 1048576.0,
-            flood.rss_bytes / 1048576.0,
-            flood.log_lines - calm.log_lines,
+            calm.rss_bytes / MIB,
+            flood.rss_bytes / MIB,
             (bots_after.snapshots - bots_before.snapshots) as f64 / clients as f64 / seconds,
-            bots_after.disconnects - bots_before.disconnects,
+            limits("disconnects"),
+            limits("bans"),
+            in_ms(&joined),
+            in_ms(&resumed),
         );
+        verdict.expect_p99(name, calm.tick_p99_ms, flood.tick_p99_ms);
+        verdict.demand(
+            disconnects == 0,
+            &format!("{name}: {disconnects} healthy clients were disconnected"),
+        );
+        let grown = (peak.max(flood.rss_bytes) - calm.rss_bytes) / MIB;
+        verdict.demand(
+            grown <= 32.0,
+            &format!("{name}: memory grew by {grown:.1} MiB"),
+        );
+        verdict.demand(
+            log_lines <= 100,
+            &format!("{name}: {log_lines} lines in the log"),
+        );
+        let all = joined.iter().chain(&resumed);
+        verdict.demand(
+            all.clone().all(Option::is_some),
+            &format!("{name}: not everybody could join and resume"),
+        );
+        visitors.send_newcomers_away(&mut verdict);
     }
+    visitors.play(UNDER_WAY);
     let last = server.report();
     let bots_last = bots_report(&mut bots);
     println!(
-        "limits broken: {}; healthy clients: {} disconnects, {} links resumed, {} reliable messages lost",
-        last.whole["limits"], bots_last.disconnects, bots_last.resumed, bots_last.lost
+        "limits broken: {}; healthy clients: {} disconnects, {} links resumed; of their reliable messages, {} lost, {} \
+         duplicated, {} reordered",
+        last.whole["limits"],
+        bots_last.disconnects,
+        bots_last.resumed,
+        bots_last.lost,
+        bots_last.duplicated,
+        bots_last.reordered
+    );
+    let astray = bots_last.astray() + visitors.astray();
+    verdict.demand(
+        astray == 0,
+        &format!("{astray} reliable messages of healthy clients went astray"),
     );
     server.process.say("quit");
+    verdict.conclude(options);
+}
+
+fn in_ms(durations: &[Option<Duration>]) -> String {
+    let in_ms = |it: &Option<Duration>| it.map_or("never".into(), |it| it.as_millis().to_string());
+    let all: Vec<String> = durations.iter().map(in_ms).collect();
+    all.join(", ") + " ms"
+}
+
+/// Healthy clients of this process, in pairs of one over UDP and one over WebSocket: the first stay, and others come for
+/// the length of a flood.
+#[derive(Default)]
+struct Visitors(Vec<App>);
+
+/// What became of a visitor.
+#[derive(Resource, Default)]
+struct Fate {
+    disconnects: u64,
+    /// How long the last resume took.
+    resumed: Option<Duration>,
+}
+
+impl Visitors {
+    /// Runs them for so long.
+    fn play(&mut self, length: Duration) {
+        let end = Instant::now() + length;
+        while Instant::now() < end {
+            self.frame();
+        }
+    }
+
+    fn frame(&mut self) {
+        self.0.iter_mut().for_each(App::update);
+        thread::sleep(FRAME);
+    }
+
+    /// Two more join. Returns how long each took, if they are in.
+    fn join(&mut self, server: &Arena) -> [Option<Duration>; 2] {
+        let first = self.0.len();
+        let over_udp = ClientConfig {
+            udp: Some(UdpClientConfig::insecure(server.udp).auth),
+            ..default()
+        };
+        let over_websocket = ClientConfig {
+            websocket: Some(WsClientConfig::new(format!("ws://{}", server.ws))),
+            ..default()
+        };
+        self.0.extend([over_udp, over_websocket].map(visitor));
+        self.await_pair(first, |app, since| {
+            let connection = app.world().resource::<Connection>();
+            (connection.state() == ConnectionState::Connected).then(|| since.elapsed())
+        })
+    }
+
+    /// Cuts the links of the first two. Returns how long each took to come back, if they have.
+    fn cut(&mut self) -> [Option<Duration>; 2] {
+        for app in &mut self.0[..2] {
+            app.world_mut().resource_mut::<Fate>().resumed = None;
+            app.world_mut().cut_link();
+        }
+        self.await_pair(0, |app, _| app.world().resource::<Fate>().resumed)
+    }
+
+    /// Runs all until two of them are done.
+    fn await_pair(
+        &mut self,
+        first: usize,
+        done: impl Fn(&App, Instant) -> Option<Duration>,
+    ) -> [Option<Duration>; 2] {
+        let started = Instant::now();
+        let mut took = [None; 2];
+        while took.contains(&None) && started.elapsed() < PATIENCE {
+            self.frame();
+            for (took, app) in took.iter_mut().zip(&self.0[first..]) {
+                *took = took.or_else(|| done(app, started));
+            }
+        }
+        took
+    }
+
+    /// All but the first two leave.
+    fn send_newcomers_away(&mut self, verdict: &mut Verdict) {
+        self.0[2..]
+            .iter_mut()
+            .for_each(|app| app.world_mut().resource_mut::<Ledger>().is_closed = true);
+        self.play(UNDER_WAY);
+        let newcomers = Self(self.0.split_off(2));
+        let astray = newcomers.astray();
+        verdict.demand(
+            astray == 0,
+            &format!("{astray} reliable messages of newcomers went astray"),
+        );
+        for mut app in newcomers.0 {
+            app.world_mut().trigger(Disconnect);
+            app.update();
+        }
+    }
+
+    fn disconnects(&self) -> u64 {
+        let of = |app: &App| app.world().resource::<Fate>().disconnects;
+        self.0.iter().map(of).sum()
+    }
+
+    /// Reliable messages that did not come once and in order.
+    fn astray(&self) -> u64 {
+        let of = |app: &App| {
+            let ledger = app.world().resource::<Ledger>();
+            let now = app.world().resource::<Time<Real>>().elapsed();
+            ledger.lost(now) + ledger.duplicated + ledger.reordered
+        };
+        self.0.iter().map(of).sum()
+    }
+}
+
+fn visitor(config: ClientConfig) -> App {
+    let mut app = App::new();
+    app.add_plugins((
+        MinimalPlugins,
+        TandemClientPlugins::with_config(config).named("Visitor"),
+        game::game,
+        LedgerPlugin,
+    ))
+    .init_resource::<Fate>()
+    .add_observer(|end: On<Disconnected>, mut fate: ResMut<Fate>| {
+        fate.disconnects += u64::from(end.reason != DisconnectReason::ClientLeft);
+    })
+    .add_observer(|done: On<ResumeFinished>, mut fate: ResMut<Fate>| {
+        fate.resumed = Some(done.took);
+    });
+    app.finish();
+    app.cleanup();
+    app
 }
 
 /// Datagrams and connections that a server turned away since its start.
-fn rejected(report: &support_arena::ArenaReport) -> u64 {
+fn rejected(report: &ArenaReport) -> u64 {
     let of = |name: &str| report.whole["transports"][name]["datagrams_rejected"].as_u64();
     of("udp").unwrap_or(0) + of("websocket").unwrap_or(0)
 }
@@ -164,13 +390,12 @@ fn be_flooder(args: &[String]) {
     while let Ok(line) = commands.recv() {
         let (flood, millis): (usize, u64) = serde_json::from_str(&line).expect("two numbers");
         let end = Instant::now() + Duration::from_millis(millis);
-        let sent = FLOODS[flood].2(&target, end);
-        reply(&sent.to_string());
+        reply(&FLOODS[flood].1(target, end));
     }
 }
 
 /// Random bytes of all lengths, as fast as the system takes them, from several ports.
-fn junk(target: &Target, end: Instant) -> u64 {
+fn junk(target: Target, end: Instant) -> String {
     let sockets: Vec<_> = (0..64).map(|_| udp()).collect();
     let mut rng = fastrand::Rng::with_seed(1);
     let mut noise = vec![0; 1 << 16];
@@ -187,24 +412,15 @@ fn junk(target: &Target, end: Instant) -> u64 {
             );
         }
     }
-    sent
+    format!("{sent} datagrams")
 }
 
 /// Valid requests to connect, each of another client, whose challenge nobody answers.
-fn half_netcode(target: &Target, end: Instant) -> u64 {
+fn half_netcode(target: Target, end: Instant) -> String {
     let sockets: Vec<_> = (0..256).map(|_| udp()).collect();
     let requests: Vec<Vec<u8>> = (0..4_096)
         .filter_map(|client_id| {
-            let authentication = ClientAuthentication::Unsecure {
-                protocol_id: DEFAULT_PROTOCOL_ID,
-                client_id: 1 << 40 | client_id,
-                server_addr: target.udp,
-                user_data: None,
-            };
-            let now = std::time::SystemTime::now()
-                .duration_since(std::time::UNIX_EPOCH)
-                .unwrap_or_default();
-            let mut client = NetcodeClient::new(now, authentication).ok()?;
+            let mut client = netcode_client(target.udp, 1 << 40 | client_id).ok()?;
             let (packet, _) = client.update(Duration::ZERO)?;
             Some(packet.to_vec())
         })
@@ -215,18 +431,18 @@ fn half_netcode(target: &Target, end: Instant) -> u64 {
             sent += u64::from(socket.send_to(request, target.udp).is_ok());
         }
     }
-    sent
+    format!("{sent} requests")
 }
 
 fn udp() -> UdpSocket {
-    let socket = UdpSocket::bind(LOOPBACK).expect("a free port");
+    let socket = UdpSocket::bind(attacker()).expect("a free port");
     socket.set_nonblocking(true).expect("a mode");
     socket
 }
 
 /// Keeps many connections, and lets `begin` say something on each new one. One that the server has closed is replaced.
 fn keep_open(
-    target: &Target,
+    target: Target,
     end: Instant,
     begin: impl Fn(&mut TcpStream, &mut fastrand::Rng) -> io::Result<()>,
 ) -> u64 {
@@ -239,12 +455,9 @@ fn keep_open(
             thread::sleep(Duration::from_millis(1));
             continue;
         }
-        let Ok(mut stream) = TcpStream::connect_timeout(&target.ws, Duration::from_millis(500))
-        else {
+        let Ok(mut stream) = connect_tcp(target.ws) else {
             continue;
         };
-        let _ = stream.set_read_timeout(Some(Duration::from_millis(500)));
-        let _ = stream.set_write_timeout(Some(Duration::from_millis(500)));
         begun += 1;
         if begin(&mut stream, &mut rng).is_ok() && stream.set_nonblocking(true).is_ok() {
             open.push(stream);
@@ -260,17 +473,19 @@ fn is_open(stream: &mut TcpStream) -> bool {
     }
 }
 
-fn half_open_tcp(target: &Target, end: Instant) -> u64 {
-    keep_open(target, end, |_, _| Ok(()))
+fn half_open_tcp(target: Target, end: Instant) -> String {
+    let begun = keep_open(target, end, |_, _| Ok(()));
+    format!("{begun} connections")
 }
 
-fn half_websocket(target: &Target, end: Instant) -> u64 {
-    keep_open(target, end, |stream, _| upgrade(stream))
+fn half_websocket(target: Target, end: Instant) -> String {
+    let begun = keep_open(target, end, |stream, _| upgrade(stream));
+    format!("{begun} handshakes")
 }
 
 /// Links that open as they should, and then announce more than anybody may send.
-fn oversized_frames(target: &Target, end: Instant) -> u64 {
-    keep_open(target, end, |stream, rng| {
+fn oversized_frames(target: Target, end: Instant) -> String {
+    let begun = keep_open(target, end, |stream, rng| {
         upgrade(stream)?;
         let credentials = Credentials::Claim {
             client_id: rng.u64(..),
@@ -283,7 +498,8 @@ fn oversized_frames(target: &Target, end: Instant) -> u64 {
         // Sometimes a length alone, and sometimes as much as the server lets through of a megabyte.
         let claimed = if rng.bool() { 1 << 40 } else { 1 << 20 };
         send_frame(stream, &[7; 1 << 16], Some(claimed))
-    })
+    });
+    format!("{begun} frames")
 }
 
 /// Asks for a WebSocket, and reads the answer.
@@ -318,38 +534,90 @@ fn send_frame(stream: &mut TcpStream, body: &[u8], claimed: Option<u64>) -> io::
     stream.write_all(&frame)
 }
 
-/// Real clients that write a hundred times as many messages as they may: 6,000 a second each.
-fn chatter(target: &Target, end: Instant) -> u64 {
-    let mut apps: Vec<App> = (0..4)
-        .map(|number| {
-            let mut app = App::new();
-            app.add_plugins((
-                MinimalPlugins,
-                TandemClientPlugins::with_config(ClientConfig {
-                    udp: Some(UdpClientConfig::insecure(target.udp).auth),
-                    name: format!("Chatter {number}"),
-                    ..default()
-                }),
-                game::game,
-            ));
-            app.finish();
-            app.cleanup();
-            app
-        })
-        .collect();
-    let mut sent = 0;
-    while Instant::now() < end {
-        for app in &mut apps {
-            let world = app.world_mut();
-            if world.resource::<Connection>().state() == ConnectionState::Connected {
-                for number in 0..100 {
-                    world.write_message(ToServer(Ping { number }));
-                    sent += 1;
-                }
-            }
-            app.update();
+fn rude_inputs(target: Target, end: Instant) -> String {
+    be_rude(target, end, Burden::Inputs)
+}
+
+fn rude_unreliable(target: Target, end: Instant) -> String {
+    let (channel, id) = (Channel::Unreliable, SHOUT);
+    be_rude(target, end, Burden::Messages { channel, id })
+}
+
+fn rude_reliable(target: Target, end: Instant) -> String {
+    let (channel, id) = (Channel::ReliableOrdered, PING);
+    be_rude(target, end, Burden::Messages { channel, id })
+}
+
+/// Clients that are let in, and then send far too much. Counts what the system took to send.
+fn be_rude(target: Target, end: Instant, burden: Burden) -> String {
+    let fingerprint = match RawClient::ask_fingerprint(target) {
+        Ok(fingerprint) => fingerprint,
+        Err(error) => return format!("nothing: {error}"),
+    };
+    let started = Instant::now();
+    let sent = [("UDP", Way::Udp), ("WebSocket", Way::WebSocket)].map(|(name, way)| {
+        let clients = (0..RUDE_CLIENTS)
+            .map(|_| thread::spawn(move || be_one_rude(target, end, way, fingerprint, burden)));
+        (name, clients.collect::<Vec<_>>())
+    });
+    let told = sent.map(|(name, clients)| {
+        let mut sum = Sent::default();
+        for client in clients {
+            sum += client.join().expect("no panic");
         }
-        thread::sleep(Duration::from_millis(16));
+        let allowed_while = |seconds: f64| sum.datagrams as f64 / (seconds * 400.0);
+        format!(
+            "{} datagrams over {} {name} links ({:.0} times, {:.0} while they were in)",
+            sum.datagrams,
+            sum.links,
+            allowed_while(RUDE_CLIENTS as f64 * started.elapsed().as_secs_f64()),
+            allowed_while(sum.time_in.as_secs_f64()),
+        )
+    });
+    told.join(", ")
+}
+
+/// What a client sent.
+#[derive(Default)]
+struct Sent {
+    datagrams: u64,
+    /// Over how many links on which it was let in, one after the other, and for how long it was in.
+    links: u64,
+    time_in: Duration,
+}
+
+impl AddAssign for Sent {
+    fn add_assign(&mut self, other: Self) {
+        self.datagrams += other.datagrams;
+        self.links += other.links;
+        self.time_in += other.time_in;
+    }
+}
+
+fn be_one_rude(target: Target, end: Instant, way: Way, fingerprint: u64, burden: Burden) -> Sent {
+    let started = Instant::now();
+    let mut sent = Sent::default();
+    while Instant::now() < end {
+        let Ok(mut client) = RawClient::open(target, way, fingerprint) else {
+            thread::sleep(Duration::from_millis(10));
+            continue;
+        };
+        while client.step() && Instant::now() < end {
+            // What it could not send while it connected, it makes up for.
+            let due = started.elapsed().as_secs_f64() * RUDE_DATAGRAMS_PER_S;
+            let due = (due as u64).saturating_sub(sent.datagrams + client.written) as usize;
+            if client.time_in().is_none() || client.is_held_up() || due == 0 {
+                thread::sleep(Duration::from_micros(500));
+            } else {
+                client.burden(burden, due.min(RUDE_BURST));
+            }
+        }
+        sent += Sent {
+            datagrams: client.written,
+            links: u64::from(client.time_in().is_some()),
+            time_in: client.time_in().unwrap_or_default(),
+        };
+        client.leave();
     }
     sent
 }

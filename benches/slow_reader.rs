@@ -44,9 +44,11 @@ use bevy_tandem::transport::ws::WsClientConfig;
 
 use ledger::{Ledger, LedgerPlugin};
 use relay::{Hole, Relay, Route};
-use support::{Child, Options, allow_many_files, role};
+use support::{Child, Options, Verdict, allow_many_files, role};
 use support_arena::{Arena, ArenaReport, BotsReport, be_bots, be_server, bots_report, start_bots};
 
+/// What a server and its system may hold for a client that does not read.
+const MAX_HELD_KIB: u64 = 256;
 const NAME: &str = "Slow";
 const FRAME: Duration = Duration::from_nanos(1_000_000_000 / 60);
 const LOOPBACK: SocketAddr =
@@ -64,8 +66,11 @@ fn main() {
                 calm: Duration::from_secs(options.number("--seconds", 20, 3)),
                 stall: Duration::from_secs(options.number("--stall", 20, 4)),
             };
-            run(&plan, Some(options.number("--drop-after", 10, 2)));
-            run(&plan, None);
+            let mut verdict = Verdict::default();
+            let drop_after = options.number("--drop-after", 10, 2);
+            run(&plan, Some(drop_after), &mut verdict);
+            run(&plan, None, &mut verdict);
+            verdict.conclude(&options);
         }
     }
 }
@@ -76,7 +81,7 @@ struct Plan {
     stall: Duration,
 }
 
-fn run(plan: &Plan, drop_after_s: Option<u64>) {
+fn run(plan: &Plan, drop_after_s: Option<u64>, verdict: &mut Verdict) {
     match drop_after_s {
         Some(seconds) => println!("a server that drops congested clients after {seconds} s:"),
         None => println!("a server that waits for congested clients:"),
@@ -156,15 +161,16 @@ fn run(plan: &Plan, drop_after_s: Option<u64>) {
             format!("after {:.0} s", at.as_secs_f64())
         })
     };
+    let held = (seen.queued + seen.kernel).div_ceil(1 << 10);
     println!(
         "  the slow client: congested {}, dropped {}, its session gone {}; at most {} bytes queued and {} in the system, \
-         {} KiB of 256 together",
+         {} KiB of {MAX_HELD_KIB} together",
         at(seen.congested_at),
         at(seen.dropped_at),
         at(seen.gone_at),
         seen.queued,
         seen.kernel,
-        (seen.queued + seen.kernel).div_ceil(1 << 10),
+        held,
     );
     if !slow.is_connected() {
         let connection = slow.0.world().resource::<Connection>();
@@ -189,6 +195,25 @@ fn run(plan: &Plan, drop_after_s: Option<u64>) {
         calm.rss_bytes / 1048576.0,
         report.rss_bytes / 1048576.0,
     );
+    verdict.expect_p99("stalled", calm.tick_p99_ms, stalled.tick_p99_ms);
+    verdict.demand(
+        held <= MAX_HELD_KIB,
+        &format!("{held} KiB are held for the slow client"),
+    );
+    let bots_last = bots_report(&mut bots);
+    verdict.demand(
+        bots_last.disconnects == 0,
+        &format!(
+            "{} healthy clients were disconnected",
+            bots_last.disconnects
+        ),
+    );
+    let astray = bots_last.astray() + slow.astray();
+    verdict.demand(
+        astray == 0,
+        &format!("{astray} reliable messages went astray"),
+    );
+    verdict.demand(slow.is_connected(), "the slow client did not come back");
     bots.say("quit");
     server.process.say("quit");
     wait(&mut bots);
@@ -283,6 +308,12 @@ impl Slow {
     fn lost(&self) -> u64 {
         let now = self.0.world().resource::<Time<Real>>().elapsed();
         self.0.world().resource::<Ledger>().lost(now)
+    }
+
+    /// Reliable messages that did not come once and in order.
+    fn astray(&self) -> u64 {
+        let ledger = self.0.world().resource::<Ledger>();
+        self.lost() + ledger.duplicated + ledger.reordered
     }
 }
 

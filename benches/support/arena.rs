@@ -130,6 +130,8 @@ pub fn bots_report(bots: &mut Child) -> BotsReport {
         disconnects: number("disconnects"),
         resumed: number("resumed") + number("resynced"),
         lost: number("reliable_lost"),
+        duplicated: number("reliable_duplicated"),
+        reordered: number("reliable_reordered"),
     }
 }
 
@@ -140,6 +142,15 @@ pub struct BotsReport {
     pub disconnects: u64,
     pub resumed: u64,
     pub lost: u64,
+    pub duplicated: u64,
+    pub reordered: u64,
+}
+
+impl BotsReport {
+    /// Reliable messages that did not come once and in order.
+    pub fn astray(&self) -> u64 {
+        self.lost + self.duplicated + self.reordered
+    }
 }
 
 /// The role `server`.

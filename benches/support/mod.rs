@@ -176,6 +176,48 @@ impl Options {
     }
 }
 
+/// What a benchmark found: promises that were broken, for which a full run ends with an error, and what is only worth a
+/// look.
+#[derive(Default)]
+pub struct Verdict {
+    broken: u64,
+}
+
+impl Verdict {
+    /// A hard promise.
+    pub fn demand(&mut self, is_kept: bool, otherwise: &str) {
+        if !is_kept {
+            self.broken += 1;
+            println!("BROKEN: {otherwise}");
+        }
+    }
+
+    /// One that a busy machine may break.
+    pub fn expect(&self, is_kept: bool, otherwise: &str) {
+        if !is_kept {
+            println!("WARNING: {otherwise}");
+        }
+    }
+
+    /// That ticks take no longer than in the calm, or not much.
+    pub fn expect_p99(&self, when: &str, calm_ms: f64, p99_ms: f64) {
+        let ratio = p99_ms / calm_ms;
+        let otherwise =
+            format!("{when}: a p99 tick of {p99_ms:.2} ms, {ratio:.2} times that of the calm");
+        self.expect(ratio <= 1.2, &otherwise);
+    }
+
+    /// Ends this process with an error if it is a full run and a promise was broken.
+    pub fn conclude(self, options: &Options) {
+        if self.broken > 0 {
+            println!("{} promises were broken", self.broken);
+            if options.is_full() {
+                std::process::exit(1);
+            }
+        }
+    }
+}
+
 /// Lets this process have as many files and sockets open as the system allows.
 pub fn allow_many_files() {
     let mut limit = libc::rlimit {
