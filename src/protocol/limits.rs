@@ -288,6 +288,14 @@ pub enum Answer {
     Ban(Duration),
 }
 
+impl Answer {
+    /// Whether the session or its link ends.
+    #[must_use]
+    pub fn is_end(self) -> bool {
+        matches!(self, Self::Disconnect | Self::Ban(_))
+    }
+}
+
 /// How answers become harder. See [`Conduct`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ladder {

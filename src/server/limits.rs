@@ -146,6 +146,11 @@ pub(super) fn answer(
     session: Entity,
     (answer, exceeded): (Answer, Exceeded),
 ) -> Result<(), DisconnectReason> {
+    if answer == Answer::Drop {
+        // As often as a flood pleases, so before anything that costs.
+        world.resource_mut::<ServerStats>().limits.drops += 1;
+        return Ok(());
+    }
     let limit = exceeded.to_string();
     let identity = world.get::<Identity>(session).cloned();
     let address = world.get::<ClientAddress>(session).map(|at| at.0);
@@ -163,10 +168,7 @@ pub(super) fn answer(
     };
     let counts = &mut world.resource_mut::<ServerStats>().limits;
     match answer {
-        Answer::Drop => {
-            counts.drops += 1;
-            return Ok(());
-        }
+        Answer::Drop => counts.drops += 1,
         Answer::Warn => {
             counts.warnings += 1;
             info!("session {session} is warned: {limit}");

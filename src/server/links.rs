@@ -17,7 +17,7 @@ use crate::mailbox::{Letter, Mailbox};
 use crate::message::{self, Channel, Fate, MessageEntry};
 use crate::peer::{CONTROL_CHANNEL, Carrier, ChunkKind, Peer};
 use crate::protocol::handshake::{DisconnectReason, Request};
-use crate::protocol::limits::Traffic;
+use crate::protocol::limits::{Answer, Traffic};
 use crate::protocol::reliable::{Stream, Taken};
 use crate::registry::Registry;
 use crate::schedule::CurrentTick;
@@ -216,6 +216,8 @@ pub(super) fn receive(world: &mut World, ends: &mut QueryState<SessionEnd>) {
                         if let Err(reason) = receive_from_session(world, ends, now, session, &bytes)
                         {
                             ended.push((session, link, reason));
+                            // What else has come over it is nobody's any more.
+                            links.sessions.remove(&link);
                         }
                     } else if let Some(greeting) = links.greeting.get_mut(&link)
                         && let Err(violation) =
@@ -304,6 +306,8 @@ fn receive_from_session(
                 mail.handle_ack(seq);
             },
             |kind, body| match kind {
+                // One end is enough.
+                _ if breach.is_some_and(|(answer, _): (Answer, _)| answer.is_end()) => {}
                 ChunkKind::Inputs => match limits.take(now, Traffic::Inputs, body.len()) {
                     Ok(()) if inputs.buffer.receive(tick, body).is_err() => {
                         broken = Some("malformed inputs");
