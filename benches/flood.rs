@@ -14,8 +14,8 @@
 //! The last three are by clients that say hello as they should, and then send full datagrams: 100 times as many as
 //! transports let through, if the flooder's share of the processors allows. Each has at least 38 messages of inputs or 15
 //! others, so that what is let through is also 100 times what a session may send. Who is disconnected or banned connects
-//! again, from another address. What is counted is what the system took, and a server does not read all that comes over a
-//! WebSocket.
+//! again, from another address, with the same account. What is counted is what the system took, and a server does not read all that comes over a
+//! WebSocket. Each of them has an account, so that whoever offends a third time is banned, and knocks in vain from then on.
 
 // The arena's modules bring their tests along, which come to nothing here.
 #[allow(unused_imports)]
@@ -556,8 +556,10 @@ fn be_rude(target: Target, end: Instant, burden: Burden) -> String {
     };
     let started = Instant::now();
     let sent = [("UDP", Way::Udp), ("WebSocket", Way::WebSocket)].map(|(name, way)| {
-        let clients = (0..RUDE_CLIENTS)
-            .map(|_| thread::spawn(move || be_one_rude(target, end, way, fingerprint, burden)));
+        let clients = (0..RUDE_CLIENTS).map(|number| {
+            let account = format!("{burden:?} over {name}, {number}");
+            thread::spawn(move || be_one_rude(target, end, way, fingerprint, &account, burden))
+        });
         (name, clients.collect::<Vec<_>>())
     });
     let told = sent.map(|(name, clients)| {
@@ -594,11 +596,18 @@ impl AddAssign for Sent {
     }
 }
 
-fn be_one_rude(target: Target, end: Instant, way: Way, fingerprint: u64, burden: Burden) -> Sent {
+fn be_one_rude(
+    target: Target,
+    end: Instant,
+    way: Way,
+    fingerprint: u64,
+    account: &str,
+    burden: Burden,
+) -> Sent {
     let started = Instant::now();
     let mut sent = Sent::default();
     while Instant::now() < end {
-        let Ok(mut client) = RawClient::open(target, way, fingerprint) else {
+        let Ok(mut client) = RawClient::open(target, way, fingerprint, account) else {
             thread::sleep(Duration::from_millis(10));
             continue;
         };

@@ -5,14 +5,15 @@
 #![allow(dead_code)]
 
 use std::net::SocketAddr;
-use std::sync::Mutex;
 use std::sync::mpsc::Receiver;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bevy::log::LogPlugin;
 use bevy::prelude::*;
 use bevy_tandem::headless::report::{ServerReport, cpu_time, resident_bytes};
 use bevy_tandem::headless::{HeadlessPlugin, TickTimings};
+use bevy_tandem::identity::Identity;
 use bevy_tandem::prelude::*;
 use bevy_tandem::server::{LinkStats, ListenAddresses};
 use bevy_tandem::session::Away;
@@ -162,6 +163,14 @@ pub fn be_server(args: &[String]) {
             drop_congested_after,
             ..WsServerConfig::new(LOOPBACK)
         }),
+        // Who shows an account has that one, and others have none.
+        verifier: Some(Arc::new(|credentials: &[u8], _: u64| {
+            let account = String::from_utf8_lossy(credentials);
+            Ok(match credentials {
+                [] => Identity::claimed("nobody"),
+                _ => Identity::verified("benchmark", account),
+            })
+        })),
         ..default()
     };
     let mut app = host::server(config, 0, HeadlessPlugin::default());

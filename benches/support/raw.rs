@@ -51,7 +51,7 @@ pub enum Way {
 }
 
 /// What a client sends.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub enum Burden {
     Inputs,
     /// Messages of a type, as it is numbered, with a number in each.
@@ -98,7 +98,7 @@ enum Wire {
 
 impl RawClient {
     /// Begins to connect. Says hello as soon as that is possible.
-    pub fn open(target: Target, way: Way, fingerprint: u64) -> io::Result<Self> {
+    pub fn open(target: Target, way: Way, fingerprint: u64, account: &str) -> io::Result<Self> {
         let wire = match way {
             Way::Udp => open_udp(target.udp)?,
             Way::WebSocket => open_websocket(target.ws)?,
@@ -109,7 +109,7 @@ impl RawClient {
             name: "Mallory".into(),
             game_version: String::new(),
             platform: "benchmark".into(),
-            credentials: Vec::new(),
+            credentials: account.into(),
             intent: Intent::Join,
         };
         let mut bytes = Vec::new();
@@ -133,7 +133,7 @@ impl RawClient {
 
     /// What the server wants to hear in a hello: it tells who has registered other things what it has registered.
     pub fn ask_fingerprint(target: Target) -> io::Result<u64> {
-        let mut client = Self::open(target, Way::WebSocket, 0)?;
+        let mut client = Self::open(target, Way::WebSocket, 0, "")?;
         while client.step() {
             if let Some(registrations) = &client.registrations {
                 return Ok(fingerprint(registrations.iter().map(String::as_str)));

@@ -280,7 +280,7 @@ impl SessionMeter {
 pub enum Answer {
     /// Ignore what came, and say nothing.
     Drop,
-    /// Ignore it, and tell the client and the log, once.
+    /// Ignore it, and tell the client, once.
     Warn,
     /// End the session or its link.
     Disconnect,

@@ -169,10 +169,7 @@ pub(super) fn answer(
     let counts = &mut world.resource_mut::<ServerStats>().limits;
     match answer {
         Answer::Drop => counts.drops += 1,
-        Answer::Warn => {
-            counts.warnings += 1;
-            info!("session {session} is warned: {limit}");
-        }
+        Answer::Warn => counts.warnings += 1,
         Answer::Disconnect => counts.disconnects += 1,
         Answer::Ban(_) => counts.bans += 1,
     }
