@@ -1,7 +1,7 @@
 //! Floods of several kinds against a server of the arena on which 32 healthy bots play, half of them over UDP and half
 //! over WebSocket.
 //!
-//!     cargo bench --bench flood [-- --clients N --seconds S]
+//!     cargo bench --bench flood [-- --clients N --seconds S --only K]
 //!
 //! Server, bots and flooder are processes of their own; the flooder gives way to the others (`nice 19`), since the
 //! attackers of a real server do not run on it. So on a machine with few cores, what limits the flood is what the others
@@ -141,12 +141,16 @@ fn run(options: &Options) {
     }
 
     println!(
-        "| flood | sent | rejected by the server | p99 tick in the calm before, in the flood | | server CPU | memory before, \
+        "| flood | sent | rejected by the server | p99 tick in the calm before, in the flood | | worst | server CPU | memory before, \
          after | log lines | snapshots/s of a healthy client | their disconnects | limits: disconnects, bans | \
          to join: UDP, WebSocket | to resume |\n\
-         |---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|"
+         |---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|"
     );
+    let only = options.number("--only", 0, 0);
     for (at, (name, _)) in FLOODS.iter().enumerate() {
+        if only != 0 && only != at as u64 + 1 {
+            continue;
+        }
         visitors.play(PAUSE);
         server.report();
         let started = Instant::now();
@@ -183,12 +187,14 @@ fn run(options: &Options) {
             count(&flood) - count(&calm)
         };
         println!(
-            "| {name} | {sent} | {} | {:.2}, {:.2} ms | {:+.0} % | {:.0} % | {:.1}, {:.1} MiB | {log_lines} | {:.1} | \
+            "| {name} | {sent} | {} | {:.2}, {:.2} ms | {:+.0} % | {:.2}, {:.2} ms | {:.0} % | {:.1}, {:.1} MiB | {log_lines} | {:.1} | \
              {disconnects} | {}, {} | {} | {} |",
             rejected(&flood) - rejected(&calm),
             calm.tick_p99_ms,
             flood.tick_p99_ms,
             (flood.tick_p99_ms / calm.tick_p99_ms - 1.0) * 100.0,
+            calm.tick_max_ms,
+            flood.tick_max_ms,
             flood.cpu_s / seconds * 100.0,
             calm.rss_bytes / MIB,
             flood.rss_bytes / MIB,

@@ -65,6 +65,7 @@ impl Arena {
         ArenaReport {
             tick_p50_ms: number("tick_p50_ms"),
             tick_p99_ms: number("tick_p99_ms"),
+            tick_max_ms: number("tick_max_ms"),
             cpu_s: number("cpu_s"),
             rss_bytes: number("rss_bytes"),
             links: links
@@ -83,9 +84,10 @@ impl Arena {
 
 /// What a server says of itself.
 pub struct ArenaReport {
-    /// Since the last report, as [`Self::tick_p99_ms`] and [`Self::cpu_s`].
+    /// Since the last report, as those up to [`Self::cpu_s`].
     pub tick_p50_ms: f64,
     pub tick_p99_ms: f64,
+    pub tick_max_ms: f64,
     pub cpu_s: f64,
     pub rss_bytes: f64,
     pub links: Vec<LinkReport>,
@@ -229,6 +231,7 @@ fn answer(world: &mut World) {
     let report = json!({
         "tick_p50_ms": ticks.quantile(0.5),
         "tick_p99_ms": ticks.quantile(0.99),
+        "tick_max_ms": ticks.max(),
         "cpu_s": cpu.as_secs_f64(),
         "rss_bytes": resident_bytes(),
         "links": links,

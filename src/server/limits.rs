@@ -152,15 +152,12 @@ pub(super) fn answer(
         return Ok(());
     }
     let limit = exceeded.to_string();
-    let identity = world.get::<Identity>(session).cloned();
-    let address = world.get::<ClientAddress>(session).map(|at| at.0);
-    let now = world.resource::<Time<Real>>().elapsed();
-    let ladder = world.resource::<SessionSettings>().0.limits.ladder;
-    let mut doors = world.resource_mut::<Doors>();
     let answer = match answer {
         // For the session it may be the first offence, but not for the player.
-        Answer::Disconnect => doors.offence(now, identity.as_ref(), address, &limit, &ladder),
+        Answer::Disconnect => offence(world, session, &limit),
         Answer::Ban(length) => {
+            let (now, identity, address) = offender(world, session);
+            let mut doors = world.resource_mut::<Doors>();
             doors.ban(now, identity.as_ref(), address, &limit, length);
             answer
         }
@@ -190,6 +187,40 @@ pub(super) fn answer(
         Answer::Disconnect => Err(DisconnectReason::LimitExceeded(limit)),
         Answer::Ban(length) => Err(DisconnectReason::banned(&limit, length)),
     }
+}
+
+/// A session has sent what no correct client sends. Returns with which reason it ends.
+pub(super) fn judge(
+    world: &mut World,
+    session: Entity,
+    reason: DisconnectReason,
+) -> DisconnectReason {
+    let DisconnectReason::ProtocolViolation(what) = &reason else {
+        return reason;
+    };
+    match offence(world, session, what) {
+        Answer::Ban(length) => {
+            world.resource_mut::<ServerStats>().limits.bans += 1;
+            DisconnectReason::banned(what, length)
+        }
+        _ => reason,
+    }
+}
+
+/// Counts an offence of a session's player, and says what follows.
+fn offence(world: &mut World, session: Entity, why: &str) -> Answer {
+    let ladder = world.resource::<SessionSettings>().0.limits.ladder;
+    let (now, identity, address) = offender(world, session);
+    let mut doors = world.resource_mut::<Doors>();
+    doors.offence(now, identity.as_ref(), address, why, &ladder)
+}
+
+fn offender(world: &World, session: Entity) -> (Duration, Option<Identity>, Option<SocketAddr>) {
+    (
+        world.resource::<Time<Real>>().elapsed(),
+        world.get::<Identity>(session).cloned(),
+        world.get::<ClientAddress>(session).map(|at| at.0),
+    )
 }
 
 /// Who may come in: limits by address, and bans.

@@ -215,6 +215,7 @@ pub(super) fn receive(world: &mut World, ends: &mut QueryState<SessionEnd>) {
                     if let Some(&session) = links.sessions.get(&link) {
                         if let Err(reason) = receive_from_session(world, ends, now, session, &bytes)
                         {
+                            let reason = limits::judge(world, session, reason);
                             ended.push((session, link, reason));
                             // What else has come over it is nobody's any more.
                             links.sessions.remove(&link);

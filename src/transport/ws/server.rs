@@ -1,6 +1,6 @@
 //! The server's end: one port, threads of its own, one task for each connection.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -429,7 +429,13 @@ impl WsServer {
 impl ServerTransport for WsServer {
     fn receive(&mut self, _now: Duration, events: &mut Vec<LinkEvent>) {
         self.shared.inbox.take(&mut self.events);
+        let fleeting = fleeting(&self.events);
         for event in self.events.drain(..) {
+            if let Event::Opened { link, .. } | Event::Closed { link, .. } = &event
+                && fleeting.contains(link)
+            {
+                continue;
+            }
             events.push(match event {
                 Event::Opened { link, peer, outbox } => {
                     self.links.insert(
@@ -921,6 +927,24 @@ impl Shared {
             Err(error) => Err(CloseReason::Transport(error.to_string())),
         }
     }
+}
+
+/// Links that have opened and closed again, and said nothing in between: the app need not bother with them.
+fn fleeting(events: &[Event]) -> HashSet<LinkId> {
+    let mut silent = HashSet::new();
+    let mut fleeting = HashSet::new();
+    for event in events {
+        match event {
+            Event::Opened { link, .. } => {
+                silent.insert(*link);
+            }
+            Event::Datagram { link, .. } => {
+                silent.remove(link);
+            }
+            Event::Closed { link, .. } => fleeting.extend(silent.take(link)),
+        }
+    }
+    fleeting
 }
 
 /// Whether only the connection failed that was to be accepted.
