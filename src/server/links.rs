@@ -137,7 +137,7 @@ impl Links {
         }
     }
 
-    /// Says why, and closes.
+    /// Says why, and closes. It leaves with the next snapshots: a flush for each would crowd those out.
     pub(super) fn close(
         &mut self,
         now: Duration,
@@ -149,7 +149,6 @@ impl Links {
         if serial::encode(reason, &mut bytes).is_ok() {
             peer.goodbye(now, &bytes, &mut self.over(now, link));
         }
-        self.flush(now);
         self.drop_link(link);
     }
 

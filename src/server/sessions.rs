@@ -752,6 +752,7 @@ fn shut_down(world: &mut World) {
                 DisconnectReason::ServerShutdown,
             );
         }
+        links.flush(now);
         for transport in &mut links.transports {
             transport.shutdown();
         }

@@ -59,8 +59,9 @@ fn what_clients_may_not_send_ends_their_link_and_no_other() {
     let count = cases.len();
     for (number, (what, send, code)) in cases.into_iter().enumerate() {
         let mut raw = Raw::open(net.addr(), "");
-        send(&mut raw);
+        // Of a link that closes before it is known, the app hears nothing.
         net.until(what, |net| net.opened().len() == number + 2);
+        send(&mut raw);
         let link = net.opened()[number + 1].0;
         net.until(what, |net| net.closed(link).is_some());
         assert!(
