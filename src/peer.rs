@@ -682,3 +682,125 @@ impl ChunkKind {
         .copied()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: Duration = Duration::ZERO;
+
+    #[derive(Default)]
+    struct Wire(Vec<Vec<u8>>);
+
+    impl Carrier for Wire {
+        fn send(&mut self, datagram: &[u8]) {
+            self.0.push(datagram.to_vec());
+        }
+
+        fn send_shared(&mut self, head: &[u8], shared: &SharedBytes) {
+            self.0.push([head, shared.bytes()].concat());
+        }
+    }
+
+    /// What one end sends in a tick, over a stream that has so much queued.
+    fn sent(from: &mut Peer, queued: usize) -> Vec<Vec<u8>> {
+        let mut wire = Wire::default();
+        from.begin(NOW, queued, &mut wire);
+        from.finish(&mut wire);
+        wire.0
+    }
+
+    fn taken(by: &mut Peer, datagrams: &[Vec<u8>]) -> Result<(), Violation> {
+        datagrams
+            .iter()
+            .try_for_each(|datagram| by.receive(NOW, datagram, |_| {}, |_, _| {}))
+    }
+
+    fn stream_ends() -> (Peer, Peer) {
+        (
+            Peer::new(Side::Server, Delivery::Stream),
+            Peer::new(Side::Client, Delivery::Stream),
+        )
+    }
+
+    #[test]
+    fn large_messages_leave_a_stream_in_parts_and_arrive_whole() {
+        let (mut server, mut client) = stream_ends();
+        let large: Vec<u8> = (0..200_000_u32).map(|n| (n % 251) as u8).collect();
+        for message in [large.clone(), vec![1], large.clone()] {
+            assert!(server.send_numbered(1, 7, &SharedBytes::new(message)));
+        }
+        assert_eq!(
+            server.waiting_bytes(),
+            2 * 200_000 + 1 + 3,
+            "with their numbers"
+        );
+        let mut ticks = 0;
+        let mut arrived = Vec::new();
+        while arrived.len() < 3 {
+            let datagrams = sent(&mut server, 0);
+            let bytes: usize = datagrams.iter().map(Vec::len).sum();
+            assert!(bytes < 70_000, "{bytes} in a tick");
+            taken(&mut client, &datagrams).unwrap();
+            arrived.extend(std::iter::from_fn(|| client.next_message(1)));
+            ticks += 1;
+        }
+        assert!(ticks >= 7, "{ticks}");
+        assert_eq!(server.waiting_bytes(), 0);
+        assert!(arrived[0][1..] == large && arrived[2][1..] == large);
+        assert_eq!(arrived[1][..], [7, 1]);
+    }
+
+    #[test]
+    fn a_stream_that_is_not_read_gets_nothing_more() {
+        let (mut server, _) = stream_ends();
+        server.send_message(1, &SharedBytes::new(vec![0; 50_000]));
+        let datagrams = sent(&mut server, 60_000);
+        assert_eq!(datagrams.len(), 1);
+        assert_eq!(datagrams[0].len(), Header::LEN, "no message is in it");
+        assert_eq!(server.waiting_bytes(), 50_000);
+    }
+
+    #[test]
+    fn unreliable_messages_that_wait_make_room_for_newer_ones() {
+        let (mut server, mut client) = stream_ends();
+        for number in 0..100 {
+            assert!(
+                server.send_message(UNRELIABLE_CHANNEL, &SharedBytes::new(vec![number; 5_000]))
+            );
+        }
+        taken(&mut client, &sent(&mut server, 0)).unwrap();
+        let numbers: Vec<_> =
+            std::iter::from_fn(|| client.next_message(UNRELIABLE_CHANNEL).map(|it| it[0]))
+                .collect();
+        assert_eq!(numbers, (88..100).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn what_a_client_makes_a_server_hold_is_bounded() {
+        let (mut server, mut client) = stream_ends();
+        let mut ticks = 0;
+        let violation = loop {
+            for _ in 0..100 {
+                client.send_message(1, &SharedBytes::new(vec![0]));
+            }
+            if let Err(violation) = taken(&mut server, &sent(&mut client, 0)) {
+                break violation;
+            }
+            ticks += 1;
+            assert!(ticks < 100, "it holds all");
+        };
+        assert_eq!(violation.0, "more messages than may wait");
+        assert!(ticks > 10, "a window of messages may wait: {ticks}");
+    }
+
+    #[test]
+    fn clients_send_no_parts() {
+        let (mut server, mut client) = stream_ends();
+        let mut wire = Wire::default();
+        client.begin(NOW, 0, &mut wire);
+        client.chunk(ChunkKind::Part, &[1, 2, 3]);
+        client.finish(&mut wire);
+        assert!(taken(&mut server, &wire.0).is_err());
+    }
+}

@@ -267,7 +267,7 @@ fn answer(
     let Some(greeting) = links.greeting.get(&link) else {
         return Ok(());
     };
-    // Who comes back once more, since the answer was lost, has no other token. The resume token guards the session.
+    // Who comes back once more, since answers were lost, may have no other token left. The resume token guards the session.
     let comes_again = match &hello.intent {
         Intent::Join => false,
         Intent::Resume { token, .. } => {
