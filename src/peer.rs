@@ -107,7 +107,7 @@ pub(crate) struct Peer {
 /// How messages travel.
 enum Messages {
     InPackets(Box<Packets>),
-    AsChunks(Chunks),
+    AsChunks(Box<Chunks>),
 }
 
 struct Packets {
@@ -416,7 +416,7 @@ impl Peer {
             side,
             messages: match delivery {
                 Delivery::Datagrams => Messages::InPackets(Box::new(Packets::new(side))),
-                Delivery::Stream => Messages::AsChunks(Chunks::default()),
+                Delivery::Stream => Messages::AsChunks(Box::default()),
             },
             newest_snapshot: None,
             outgoing: Vec::with_capacity(MAX_DATAGRAM_BYTES),
