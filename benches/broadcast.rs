@@ -532,11 +532,9 @@ impl Player {
             .handle_header(self.since.elapsed(), header.0, |_| ());
         let mut chunks = header.1;
         while let Some((&[kind, low, high], rest)) = chunks.split_first_chunk() {
-            let length = match u16::from_le_bytes([low, high]) {
-                u16::MAX => rest.len(),
-                length => usize::from(length),
-            };
-            let (body, rest) = rest.split_at_checked(length)?;
+            // What many get is not looked at beyond its head.
+            let length = usize::from(u16::from_le_bytes([low, high])).min(rest.len());
+            let (body, rest) = rest.split_at(length);
             chunks = rest;
             match (kind, body.split_first()) {
                 (MESSAGE, Some((&CONTROL_CHANNEL, body))) => {
