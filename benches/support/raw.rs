@@ -185,10 +185,7 @@ impl RawClient {
         self.acks
             .handle_header(self.opened.elapsed(), header, |_| ());
         while let Some((&[kind, low, high], tail)) = rest.split_first_chunk() {
-            let length = match u16::from_le_bytes([low, high]) {
-                u16::MAX => tail.len(),
-                length => usize::from(length),
-            };
+            let length = usize::from(u16::from_le_bytes([low, high]));
             let (body, tail) = tail.split_at_checked(length)?;
             rest = tail;
             match (kind, body.split_first()) {

@@ -309,7 +309,12 @@ fn receive_messages(
                     continue;
                 }
                 let receipt = token.receipt();
-                send_request(&mut link.peer, &Request::ConfirmToken { receipt });
+                send_request(
+                    &mut link.peer,
+                    &Request::ConfirmToken {
+                        receipt: receipt.to_le_bytes(),
+                    },
+                );
                 world.resource_mut::<Keepsakes>().token = Some(token);
                 set_tick_rate(world, link, tick_rate_hz);
                 news.push(match resumption {

@@ -65,8 +65,8 @@ pub enum Request {
     Resync,
     /// The client has its new resume token, so the one before is void.
     ConfirmToken {
-        /// See [`ResumeToken::receipt`].
-        receipt: u32,
+        /// See [`ResumeToken::receipt`]. Little endian, so that its length tells nothing and is always the same.
+        receipt: [u8; 4],
     },
 }
 

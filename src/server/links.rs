@@ -369,7 +369,9 @@ fn receive_messages(
     while let Some(bytes) = next_message(world, session, CONTROL_CHANNEL) {
         match serial::decode(&bytes).map_err(|_| violation(&"not a request"))? {
             Request::Resync => resync(world, session),
-            Request::ConfirmToken { receipt } => sessions::confirm_token(world, session, receipt),
+            Request::ConfirmToken { receipt } => {
+                sessions::confirm_token(world, session, u32::from_le_bytes(receipt));
+            }
         }
     }
     for channel in [Channel::ReliableOrdered, Channel::ReliableUnordered] {
