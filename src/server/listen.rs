@@ -24,10 +24,13 @@ impl Plugin for Listeners {
             && self.config.verifier.is_none()
             && (self.config.udp.is_some() || websocket)
         {
-            warn!(
-                "this server has no authentication: it takes players for whoever they say they are, which is for \
-                 development only (`ServerConfig::auth`, `ServerConfig::verifier`)"
-            );
+            // Not before there is a log to be loud in.
+            app.add_systems(Startup, || {
+                warn!(
+                    "this server has no authentication: it takes players for whoever they say they are, which is for \
+                     development only (`ServerConfig::auth`, `ServerConfig::verifier`)"
+                );
+            });
         }
         if let Some(addr) = self.config.udp {
             self.add(app, |transport_index| {
