@@ -938,9 +938,11 @@ fn fleeting(events: &[Event]) -> HashSet<LinkId> {
             Event::Opened { link, .. } => {
                 silent.insert(*link);
             }
-            Event::Datagram { link, .. } => {
+            // Most frames open no link, and then this costs nothing for each datagram.
+            Event::Datagram { link, .. } if !silent.is_empty() => {
                 silent.remove(link);
             }
+            Event::Datagram { .. } => {}
             Event::Closed { link, .. } => fleeting.extend(silent.take(link)),
         }
     }
