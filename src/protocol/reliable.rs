@@ -105,7 +105,7 @@ pub struct OutboxLimits {
     /// a message of 1 MiB fits beside what waits already.
     pub max_bytes: usize,
     /// The most bytes that are handed to the link and not acknowledged. A larger message goes alone. Default: 64 KiB,
-    /// which is 640 kB/s at a round trip of 100 ms.
+    /// which is 640 kB/s at a round trip of 100 ms; [`OutboxLimits::SERVER`] has 96 KiB.
     pub window_bytes: usize,
     /// The most messages that are handed to the link and not acknowledged: 1 to [`MAX_WINDOW_MESSAGES`], and taken as
     /// the nearest of these otherwise. Default: 256, which is 2,560 a second at a round trip of 100 ms.
@@ -124,6 +124,7 @@ impl OutboxLimits {
     /// What a server sends to one client, large values included.
     pub const SERVER: Self = Self {
         max_bytes: 8 << 20,
+        window_bytes: 96 << 10,
         ..Self::CLIENT
     };
 }
