@@ -153,29 +153,24 @@ fn run(options: &Options) {
         }
         visitors.play(PAUSE);
         server.report();
-        let started = Instant::now();
-        while started.elapsed() < length {
-            // As often as below, since that takes its time, too.
-            visitors.play(Duration::from_secs(1));
-            server.peek();
-        }
+        let end = Instant::now() + length;
+        visitors.watch(&mut server, length, || {
+            (Instant::now() >= end).then_some(())
+        });
         let calm = server.report();
+        visitors.send_newcomers_away(&mut verdict);
+        server.report();
         let bots_before = bots_report(&mut bots);
         let lost_links = visitors.disconnects();
         let started = Instant::now();
         let line: (usize, u64) = (at, length.as_millis() as u64);
         flooder.say(&json!(line).to_string());
-        visitors.play(length / 4);
-        let joined = visitors.join(&server);
-        let resumed = visitors.cut();
-        let mut peak = calm.rss_bytes;
-        let sent = loop {
-            if let Some(sent) = flooder.overhear() {
-                break sent;
-            }
-            visitors.play(Duration::from_millis(500));
-            peak = server.peek().rss_bytes.max(peak);
-        };
+        let Watch {
+            told: sent,
+            joined,
+            resumed,
+            peak_bytes: peak,
+        } = visitors.watch(&mut server, length, || flooder.overhear());
         let seconds = started.elapsed().as_secs_f64();
         let flood = server.report();
         let bots_after = bots_report(&mut bots);
@@ -266,6 +261,16 @@ struct Fate {
     resumed: Option<Duration>,
 }
 
+/// What happened meanwhile.
+struct Watch<T> {
+    told: T,
+    /// How long it took the newcomers to join, and the others to resume.
+    joined: [Option<Duration>; 2],
+    resumed: [Option<Duration>; 2],
+    /// The most memory that the server had.
+    peak_bytes: f64,
+}
+
 impl Visitors {
     /// Runs them for so long.
     fn play(&mut self, length: Duration) {
@@ -278,6 +283,32 @@ impl Visitors {
     fn frame(&mut self) {
         self.0.iter_mut().for_each(App::update);
         thread::sleep(FRAME);
+    }
+
+    /// Two join and two come back, as much in a calm as in a flood, so that these differ in nothing else. Goes on until
+    /// `over` tells something.
+    fn watch<T>(
+        &mut self,
+        server: &mut Arena,
+        length: Duration,
+        mut over: impl FnMut() -> Option<T>,
+    ) -> Watch<T> {
+        let mut peak_bytes: f64 = 0.0;
+        self.play(length / 4);
+        let joined = self.join(server);
+        let resumed = self.cut();
+        loop {
+            if let Some(told) = over() {
+                return Watch {
+                    told,
+                    joined,
+                    resumed,
+                    peak_bytes,
+                };
+            }
+            self.play(Duration::from_millis(500));
+            peak_bytes = server.peek().rss_bytes.max(peak_bytes);
+        }
     }
 
     /// Two more join. Returns how long each took, if they are in.

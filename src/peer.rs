@@ -421,7 +421,7 @@ impl Peer {
                 Delivery::Stream => Messages::AsChunks(Box::default()),
             },
             newest_snapshot: None,
-            outgoing: Vec::with_capacity(MAX_DATAGRAM_BYTES),
+            outgoing: Vec::new(),
         }
     }
 

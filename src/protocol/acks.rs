@@ -16,6 +16,7 @@
 //! (appendix G) asks of senders that get many samples per round trip: at 60 datagrams a second an
 //! unscaled 1/8 would forget within two frames.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 /// How many of our newest datagrams are remembered until they are acknowledged.
@@ -103,7 +104,7 @@ pub enum Delivery {
 
 /// Numbers the datagrams of one connection, acknowledges those of the other side, and measures.
 ///
-/// Fixed in size. Sequence numbers are compared by distance, which is unambiguous as long as fewer
+/// Bounded in size. Sequence numbers are compared by distance, which is unambiguous as long as fewer
 /// than 32,768 datagrams in a row are lost: nine minutes at 60 per second, long after any timeout.
 ///
 /// What the other side claims is checked only so far that it cannot confuse us: acknowledgements of
@@ -112,7 +113,8 @@ pub enum Delivery {
 #[derive(Clone, Debug)]
 pub struct AckTracker {
     next_seq: u16,
-    sent: Box<[Sent; SENT_WINDOW]>,
+    /// The newest [`SENT_WINDOW`] at most, oldest first.
+    sent: VecDeque<Sent>,
     newest_acked: Option<u16>,
     /// Every datagram before this one is settled (acknowledged, lost or forgotten).
     oldest_unsettled: u16,
@@ -123,14 +125,11 @@ pub struct AckTracker {
 #[derive(Clone, Copy, Debug)]
 struct Sent {
     at: Duration,
-    seq: u16,
     fate: Fate,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fate {
-    /// This slot was never used.
-    Unused,
     InFlight,
     Acked,
     Lost,
@@ -156,14 +155,9 @@ impl AckTracker {
     /// A tracker of a connection over which nothing went yet.
     #[must_use]
     pub fn new() -> Self {
-        let unused = Sent {
-            at: Duration::ZERO,
-            seq: 0,
-            fate: Fate::Unused,
-        };
         Self {
             next_seq: 0,
-            sent: Box::new([unused; SENT_WINDOW]),
+            sent: VecDeque::new(),
             newest_acked: None,
             oldest_unsettled: 0,
             received: None,
@@ -177,11 +171,13 @@ impl AckTracker {
     pub fn next_header(&mut self, now: Duration) -> Header {
         let seq = self.next_seq;
         self.next_seq = seq.wrapping_add(1);
-        self.sent[slot(seq)] = Sent {
+        if self.sent.len() == SENT_WINDOW {
+            self.sent.pop_front();
+        }
+        self.sent.push_back(Sent {
             at: now,
-            seq,
             fate: Fate::InFlight,
-        };
+        });
         if usize::from(self.next_seq.wrapping_sub(self.oldest_unsettled)) > SENT_WINDOW {
             self.oldest_unsettled = self.next_seq.wrapping_sub(SENT_WINDOW as u16);
         }
@@ -268,6 +264,12 @@ impl AckTracker {
         self.newest_acked
     }
 
+    /// Where a datagram is among [`Self::sent`], if it is there.
+    fn index_of(&self, seq: u16) -> usize {
+        let back = usize::from(self.next_seq.wrapping_sub(seq));
+        self.sent.len().wrapping_sub(back)
+    }
+
     fn handle_acks(
         &mut self,
         now: Duration,
@@ -279,10 +281,11 @@ impl AckTracker {
             let back = bits.trailing_zeros() as u16;
             bits &= bits - 1;
             let seq = header.ack.wrapping_sub(back);
-            let sent = &mut self.sent[slot(seq)];
-            if sent.seq != seq || !matches!(sent.fate, Fate::InFlight | Fate::Lost) {
-                continue; // known already, forgotten, or never sent
-            }
+            let index = self.index_of(seq);
+            // Forgotten or never sent, or known already.
+            let Some(sent) = self.sent.get_mut(index).filter(|it| it.fate != Fate::Acked) else {
+                continue;
+            };
             sent.fate = Fate::Acked;
             if self.newest_acked.is_none_or(|newest| is_newer(seq, newest)) {
                 self.newest_acked = Some(seq);
@@ -313,8 +316,10 @@ impl AckTracker {
         let timeout = timeout.max(MIN_LOSS_TIMEOUT);
         while is_newer(newest_acked, self.oldest_unsettled) {
             let seq = self.oldest_unsettled;
-            let sent = &mut self.sent[slot(seq)];
-            if sent.fate == Fate::InFlight {
+            let index = self.index_of(seq);
+            if let Some(sent) = self.sent.get_mut(index)
+                && sent.fate == Fate::InFlight
+            {
                 let unmentionable = newest_acked.wrapping_sub(seq) >= ACK_WINDOW;
                 if !unmentionable && now.saturating_sub(sent.at) <= timeout {
                     return;
@@ -360,10 +365,6 @@ impl AckTracker {
 /// Whether `a` lies after `b`, the shorter way around.
 pub(crate) fn is_newer(a: u16, b: u16) -> bool {
     a.wrapping_sub(b).cast_signed() > 0
-}
-
-fn slot(seq: u16) -> usize {
-    usize::from(seq) % SENT_WINDOW
 }
 
 /// Round-trip time in the manner of RFC 6298.

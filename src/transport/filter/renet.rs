@@ -11,6 +11,7 @@
 //! | reliable message ids with gaps, messages empty | grows sets that its memory limit does not count | ids within 1,024 of the first missing one |
 //! | thousands of empty messages in a packet | 40 bytes of memory for each byte sent | at most 640 a packet |
 //! | a slice of a message received and read (unordered) | starts it anew, and never finishes | replaced by an empty packet with its sequence, so that it is acked |
+//! | a full packet of messages that it has, again and again | copies each, and throws it away | the same |
 //! | anything it cannot parse | ends the connection | dropped; the caller decides |
 //!
 //! From clients, slices are refused altogether: what clients send is small. Looked into and found
@@ -131,7 +132,13 @@ impl RenetFilter {
         let kind = reader.u8()?;
         let _sequence = reader.varint()?;
         match kind {
-            0 => self.check_small_reliable(&mut reader)?,
+            0 => {
+                let channel_id = reader.u8()?;
+                let head_bytes = packet.len() - reader.0.len();
+                if !self.check_small_reliable(channel_id, &mut reader)? {
+                    return Ok(Cow::Owned(ack_only(&packet[..head_bytes])));
+                }
+            }
             1 => check_small_unreliable(&mut reader)?,
             2 => {
                 let channel_id = reader.u8()?;
@@ -152,24 +159,29 @@ impl RenetFilter {
         Ok(Cow::Borrowed(packet))
     }
 
-    fn check_small_reliable(&mut self, reader: &mut Reader) -> Result<(), RenetRejection> {
-        let channel_id = reader.u8()?;
+    /// Whether `renet` needs to see the messages: false if it has them all.
+    fn check_small_reliable(
+        &mut self,
+        channel_id: u8,
+        reader: &mut Reader,
+    ) -> Result<bool, RenetRejection> {
         let messages = reader.message_count()?;
         let channel = channel(&mut self.reliable, channel_id)?;
         // Messages of a packet come in order, so one can let the next into the window. Judged on
         // a copy: a refused packet must leave no trace, since `renet` will not see it.
         let mut window = channel.window.clone();
+        let mut has_new = false;
         for _ in 0..messages {
             let message_id = reader.varint()?;
             reader.message()?;
             if channel.partial.contains_key(&message_id) {
                 return Err(RenetRejection::Contradiction);
             }
-            window.insert(message_id)?;
+            has_new |= window.insert(message_id)?;
         }
         reader.end()?;
         channel.window = window;
-        Ok(())
+        Ok(has_new)
     }
 
     /// A slice that makes sense by itself.
@@ -312,16 +324,17 @@ impl IdWindow {
         Ok(self.received[word] & bit != 0)
     }
 
-    fn insert(&mut self, id: u64) -> Result<(), RenetRejection> {
+    /// Whether it is new.
+    fn insert(&mut self, id: u64) -> Result<bool, RenetRejection> {
         if self.contains(id)? {
-            return Ok(());
+            return Ok(false);
         }
         let (word, bit) = Self::place(id);
         self.received[word] |= bit;
         loop {
             let (word, bit) = Self::place(self.first_missing);
             if self.received[word] & bit == 0 {
-                return Ok(());
+                return Ok(true);
             }
             self.received[word] &= !bit;
             self.first_missing += 1;
@@ -694,6 +707,32 @@ mod tests {
             renet.is_disconnected(),
             "renet's list of acks no longer fits a packet"
         );
+    }
+
+    #[test]
+    fn of_a_packet_that_only_repeats_nothing_but_its_acknowledgement_is_left() {
+        let mut renet = renet();
+        let mut filter = RenetFilter::from_client();
+        let messages = [(0, &b"one"[..]), (1, b"two")];
+        for (sequence, messages, passes) in [
+            (0, &messages[..1], true),
+            (1, &messages[..], true),
+            (2, &messages[..], false),
+            (3, &messages[1..], false),
+        ] {
+            let packet = small(0, sequence, ORDERED, messages);
+            let checked = filter.check(&packet).expect("an honest packet");
+            assert_eq!(*checked == *packet, passes, "packet {sequence}");
+            assert!(passes || checked.len() < packet.len(), "packet {sequence}");
+            renet.process_packet(&checked);
+        }
+        assert_eq!(renet.receive_message(ORDERED).as_deref(), Some(&b"one"[..]));
+        assert_eq!(renet.receive_message(ORDERED).as_deref(), Some(&b"two"[..]));
+        assert_eq!(renet.receive_message(ORDERED), None);
+        let mut acked = RenetClient::new(ConnectionConfig::default());
+        (0..4).for_each(|sequence| acked.process_packet(&small(0, sequence, ORDERED, &[])));
+        let acks = |renet: &mut RenetClient| renet.get_packets_to_send().concat();
+        assert_eq!(acks(&mut renet), acks(&mut acked), "all four are acked");
     }
 
     #[test]

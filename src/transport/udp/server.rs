@@ -90,8 +90,9 @@ pub struct UdpServerConfig {
     /// Size to ask of the kernel for the socket's buffers. Default: 4 MiB, some 10,000 datagrams.
     /// Linux grants `net.core.rmem_max` at most, unless the process has `CAP_NET_ADMIN`.
     pub buffer_bytes: usize,
-    /// Datagrams that a client may send in a second, and in a moment. Default: 400. One at 60 Hz
-    /// sends 60, and some hundred more when acks and large inputs do not share them.
+    /// Datagrams that a client may send in a second, and half as many in a moment. Default: 400. One
+    /// at 60 Hz sends 60, and some hundred more when acks and large inputs do not share them; after a
+    /// time without network, that of three seconds may come at once.
     pub max_datagrams_per_s: u32,
     /// Datagrams kept for the app until it calls `receive`. Default: 65,536, a tenth of a second
     /// of 10,000 clients at 60 Hz.

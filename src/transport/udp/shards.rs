@@ -477,7 +477,7 @@ impl Shards {
             shard: pending.shard,
             client_id,
             addr,
-            budget: Budget::full(self.config.max_datagrams_per_s),
+            budget: Budget::full(self.config.max_datagrams_per_s / 2.0),
             heard_at: self.now,
             sent_at: self.now,
         };
@@ -634,16 +634,18 @@ impl Packets {
     }
 }
 
-/// So many per second, and as many at once.
+/// So many per second, and so many at once.
 struct Budget {
     left: f32,
+    at_once: f32,
     filled_at: Duration,
 }
 
 impl Budget {
-    fn full(per_second: f32) -> Self {
+    fn full(at_once: f32) -> Self {
         Self {
-            left: per_second,
+            left: at_once,
+            at_once,
             filled_at: Duration::ZERO,
         }
     }
@@ -651,7 +653,7 @@ impl Budget {
     fn take(&mut self, now: Duration, per_second: f32) -> bool {
         let elapsed = now.saturating_sub(self.filled_at);
         self.filled_at = now;
-        self.left = (self.left + elapsed.as_secs_f32() * per_second).min(per_second);
+        self.left = (self.left + elapsed.as_secs_f32() * per_second).min(self.at_once);
         if self.left < 1.0 {
             return false;
         }
@@ -1214,8 +1216,8 @@ mod tests {
             net.deliver(addr(0), &packet);
         }
         let rejected = net.shards.stats.rejected;
-        assert_eq!(rejected.inbox_full, 300, "400 pass the budget and 100 fit");
-        assert_eq!(rejected.over_budget, 600, "the rest is not even decrypted");
+        assert_eq!(rejected.inbox_full, 100, "200 pass the budget and 100 fit");
+        assert_eq!(rejected.over_budget, 800, "the rest is not even decrypted");
     }
 
     #[test]
