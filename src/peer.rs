@@ -430,6 +430,14 @@ impl Peer {
         matches!(self.messages, Messages::AsChunks(_))
     }
 
+    /// How many reliable messages have come again that were there already, since the link began.
+    pub fn repeats(&self) -> u64 {
+        match &self.messages {
+            Messages::InPackets(packets) => packets.filter.repeats(),
+            Messages::AsChunks(_) => 0,
+        }
+    }
+
     /// Bytes of reliable messages that a stream is still to be given.
     pub fn waiting_bytes(&self) -> usize {
         match &self.messages {

@@ -10,11 +10,15 @@ use bevy_tandem::diagnostics::{self, DiagnosticsPlugin};
 use bevy_tandem::headless::ShutdownRequested;
 use bevy_tandem::identity::Identity;
 use bevy_tandem::prelude::*;
-use bevy_tandem::protocol::limits::{Answer, Ladder, SessionLimits};
+use bevy_tandem::protocol::acks::Header;
+use bevy_tandem::protocol::limits::{Answer, Exceeded, Ladder, SessionLimits};
 use bevy_tandem::protocol::pacing::{PacingReason, PacingSettings};
 use bevy_tandem::server::{LimitBroken, LimitSettings, Pacing, PacingChanged, PacingStats};
 use bevy_tandem::session::Ban;
 use bevy_tandem::testing::{TestClientId, TestNet};
+use bevy_tandem::transport::{
+    ClientLinkState, ClientTransport, LocalClient, TransportKind, TransportStats,
+};
 use serde::{Deserialize, Serialize};
 
 #[derive(Component, Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -176,6 +180,83 @@ fn taken_after_resumes(times: usize) -> usize {
     server_log(&net).orders.len()
 }
 
+/// Says everything with messages in it 400 times, each time as if it were new.
+struct Parrot {
+    inner: LocalClient,
+    next_seq: u16,
+}
+
+impl ClientTransport for Parrot {
+    fn state(&self) -> &ClientLinkState {
+        self.inner.state()
+    }
+
+    fn receive(&mut self, now: Duration, datagrams: &mut Vec<Vec<u8>>) {
+        self.inner.receive(now, datagrams);
+    }
+
+    fn send(&mut self, now: Duration, datagram: &[u8]) {
+        /// What a packet of messages is called on the wire.
+        const RENET: u8 = 2;
+        let (header, chunks) = Header::decode(datagram).expect("a datagram of ours");
+        let times = if chunks.first() == Some(&RENET) {
+            400
+        } else {
+            1
+        };
+        for _ in 0..times {
+            let seq = self.next_seq;
+            self.next_seq = seq.wrapping_add(1);
+            let header = Header { seq, ..header }.encode();
+            self.inner.send(now, &[&header, chunks].concat());
+        }
+    }
+
+    fn flush(&mut self, now: Duration) {
+        self.inner.flush(now);
+    }
+
+    fn kind(&self) -> TransportKind {
+        self.inner.kind()
+    }
+
+    fn vanish(&mut self) {
+        self.inner.vanish();
+    }
+
+    fn close(&mut self) {
+        self.inner.close();
+    }
+
+    fn stats(&self) -> TransportStats {
+        self.inner.stats()
+    }
+}
+
+#[test]
+fn who_sends_the_same_messages_again_and_again_is_sent_away() {
+    let mut net = TestNet::new(game, LinkConditions::default());
+    let polly = net.join("Polly");
+    let parrot = Parrot {
+        inner: net.connector().connect(),
+        next_seq: 0,
+    };
+    net.connect_over(polly, parrot);
+    net.run(Ticks(60));
+    assert!(net.session(polly).is_some(), "saying hello often is no sin");
+    for number in 0..50 {
+        (0..5).for_each(|_| order(&mut net, polly, number));
+        net.run(Ticks(6));
+    }
+    let reason = client_log(&mut net, polly).disconnected.last().cloned();
+    assert_eq!(
+        reason,
+        Some(DisconnectReason::LimitExceeded(
+            Exceeded::Repeats.to_string()
+        ))
+    );
+}
+
 #[test]
 fn coming_back_often_allows_no_larger_flood_than_coming_back_once() {
     let (once, often) = (taken_after_resumes(1), taken_after_resumes(10));
@@ -283,7 +364,15 @@ fn who_comes_back_to_offend_again_is_banned() {
     assert_eq!((limits(&net).disconnects, limits(&net).bans), (2, 1));
     assert_eq!(limits(&net).refused_links, 0);
     let mallory = net.join_with(game, called("Mallory"));
-    net.run(Ticks(60));
+    // It is told a second later, so that it cannot ask hundreds of times a second.
+    net.run(Ticks(50));
+    assert_eq!(client_log(&mut net, mallory).disconnected, []);
+    net.run(Ticks(30));
+    let reason = client_log(&mut net, mallory).disconnected.last().cloned();
+    assert!(
+        matches!(reason, Some(DisconnectReason::Banned { .. })),
+        "{reason:?}"
+    );
     assert!(net.session(mallory).is_none());
     assert_eq!(limits(&net).refused_links, 1);
     assert!(net.session(ada).is_some());

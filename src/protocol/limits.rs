@@ -155,6 +155,10 @@ pub struct SessionLimits {
     /// What other players must read. Default: 2 a second and 8 at once, 2 KiB/s and 8 KiB at once: more than anybody
     /// types.
     pub chat: TrafficLimit,
+    /// Messages that come again, over UDP, though they were there already. Default: 8,192 a second, and as many at once.
+    /// A client sends what is not acknowledged again every 200 ms, and that are at most
+    /// [1,024](crate::protocol::reliable::MAX_WINDOW_MESSAGES) messages.
+    pub repeats: Rate,
 }
 
 impl SessionLimits {
@@ -163,6 +167,7 @@ impl SessionLimits {
         inputs: TrafficLimit::UNLIMITED,
         messages: TrafficLimit::UNLIMITED,
         chat: TrafficLimit::UNLIMITED,
+        repeats: Rate::UNLIMITED,
     };
 }
 
@@ -176,6 +181,7 @@ impl Default for SessionLimits {
             inputs: limit(150, 300, 64, 128),
             messages: limit(60, 120, 64, 128),
             chat: limit(2, 8, 2, 8),
+            repeats: Rate::new(8_192, 8_192),
         }
     }
 }
@@ -210,6 +216,11 @@ pub enum Exceeded {
     /// Too many bytes.
     #[error("too many bytes of {0:?} a second: send less, or raise `SessionLimits` on the server")]
     Bytes(Traffic),
+    /// Too many messages that were there already.
+    #[error(
+        "too many messages a second are sent again: send fewer, or raise `SessionLimits` on the server"
+    )]
+    Repeats,
 }
 
 /// What is made up for after a silence, however long it was. Enough for the 1,000 messages that a client keeps while it is
@@ -220,6 +231,7 @@ pub const MAX_SILENCE: Duration = Duration::from_secs(15);
 #[derive(Clone, Debug)]
 pub struct SessionMeter {
     buckets: [(TokenBucket, TokenBucket); 3],
+    repeats: TokenBucket,
 }
 
 impl SessionMeter {
@@ -234,6 +246,7 @@ impl SessionMeter {
                     TokenBucket::new(limit.bytes),
                 )
             }),
+            repeats: TokenBucket::new(limits.repeats),
         }
     }
 
@@ -255,6 +268,19 @@ impl SessionMeter {
         }
         messages.take(1, now);
         Ok(())
+    }
+
+    /// So many messages have come again.
+    ///
+    /// # Errors
+    ///
+    /// [`Exceeded::Repeats`] if that are too many. They then count for nothing.
+    pub fn repeat(&mut self, count: u64, now: Duration) -> Result<(), Exceeded> {
+        let count = u32::try_from(count).unwrap_or(u32::MAX);
+        match self.repeats.take(count, now) {
+            true => Ok(()),
+            false => Err(Exceeded::Repeats),
+        }
     }
 
     /// How long until a message of so many bytes is allowed; `None` if it never will be.

@@ -125,6 +125,13 @@ impl Limits {
             .map_err(|exceeded| (self.conduct.breach(&self.ladder, now), exceeded))
     }
 
+    /// So many messages have come again that were there already. If that are too many, tells what to do about it.
+    pub fn repeat(&mut self, now: Duration, count: u64) -> Result<(), (Answer, Exceeded)> {
+        self.meter
+            .repeat(count, now)
+            .map_err(|exceeded| (self.conduct.breach(&self.ladder, now), exceeded))
+    }
+
     /// The client was heard. If it was silent for long, a stream may have held back what it sent, or it was cut off and
     /// had to keep it: all that comes at once.
     pub fn hear(&mut self, now: Duration) {

@@ -83,7 +83,10 @@ pub(super) struct Greeting {
     pub peer: Peer,
     pub info: PeerInfo,
     pub since: Duration,
+    /// It was told why it may not come in, and has yet to read that.
     pub is_refused: bool,
+    /// It is to be told [later](sessions::BAN_ANSWER_AFTER) why it may not come in.
+    pub refusal: Option<DisconnectReason>,
 }
 
 /// One link of the server's, to send over.
@@ -293,6 +296,7 @@ fn receive_from_session(
     limits.hear(now);
     link.last_heard = now;
     let mail = &mut mail.0;
+    let repeats_before = link.peer.repeats();
     let (mut goodbye, mut broken) = (None, None);
     let mut receipts: Vec<Letter> = Vec::new();
     let mut breach = None;
@@ -332,6 +336,8 @@ fn receive_from_session(
         mail.outbox
             .handle_taken(taken, |letter| receipts.push(letter));
     }
+    let repeats = link.peer.repeats() - repeats_before;
+    breach = breach.or_else(|| limits.repeat(now, repeats).err());
     deliver_receipts(world, session, &receipts);
     if let Some(excess) = breach {
         limits::answer(world, session, excess)?;

@@ -126,6 +126,10 @@ pub(super) struct Holds {
     pub keeps_entities: bool,
 }
 
+/// Who is banned and asks again and again is slowed down to once in this time. To be told at once would have it ask
+/// hundreds of times a second, and cost us more than it costs to ask.
+pub(super) const BAN_ANSWER_AFTER: Duration = Duration::from_secs(1);
+
 /// A link has opened: its client has some time to say hello.
 pub(super) fn open(
     world: &mut World,
@@ -140,6 +144,7 @@ pub(super) fn open(
         info,
         since: now,
         is_refused: false,
+        refusal: None,
     };
     let admitted = match ip {
         Some(ip) => world.resource_mut::<Doors>().knock(now, ip),
@@ -189,6 +194,13 @@ pub(super) fn greet(world: &mut World, links: &mut Links, now: Duration, delta: 
         };
         greeting.peer.advance(delta);
         let waited = now.saturating_sub(greeting.since);
+        if let Some(reason) = &greeting.refusal {
+            if waited >= BAN_ANSWER_AFTER {
+                let reason = reason.clone();
+                refuse(world, links, now, link, &reason);
+            }
+            continue;
+        }
         let message = match greeting.is_refused {
             true => None,
             false => greeting.peer.next_message(CONTROL_CHANNEL),
@@ -202,6 +214,12 @@ pub(super) fn greet(world: &mut World, links: &mut Links, now: Duration, delta: 
         if let Some(bytes) = message {
             match answer(world, links, now, link, &bytes) {
                 Ok(()) => continue,
+                Err(Refusal::Other(reason @ DisconnectReason::Banned { .. })) => {
+                    if let Some(greeting) = links.greeting.get_mut(&link) {
+                        greeting.refusal = Some(reason);
+                    }
+                    continue;
+                }
                 Err(Refusal::Other(reason)) => {
                     refuse(world, links, now, link, &reason);
                     continue;

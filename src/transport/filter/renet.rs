@@ -62,6 +62,7 @@ pub struct RenetFilter {
     max_slices: usize,
     reliable: SmallVec<[(u8, ReliableChannel); 2]>,
     unreliable: SmallVec<[(u8, UnreliableSlices); 1]>,
+    repeats: u64,
 }
 
 /// Why a packet may not reach `renet`.
@@ -110,6 +111,7 @@ impl RenetFilter {
             max_slices: 0,
             reliable: SmallVec::new(),
             unreliable: SmallVec::new(),
+            repeats: 0,
         }
     }
 
@@ -120,6 +122,11 @@ impl RenetFilter {
             max_slices: max_message_bytes.div_ceil(SLICE_BYTES).max(1),
             ..Self::from_client()
         }
+    }
+
+    /// How many reliable messages have come that had come before.
+    pub fn repeats(&self) -> u64 {
+        self.repeats
     }
 
     /// The packet to hand to `RenetClient::process_packet`: this one, or a harmless one that has
@@ -170,18 +177,19 @@ impl RenetFilter {
         // Messages of a packet come in order, so one can let the next into the window. Judged on
         // a copy: a refused packet must leave no trace, since `renet` will not see it.
         let mut window = channel.window.clone();
-        let mut has_new = false;
+        let mut new = 0;
         for _ in 0..messages {
             let message_id = reader.varint()?;
             reader.message()?;
             if channel.partial.contains_key(&message_id) {
                 return Err(RenetRejection::Contradiction);
             }
-            has_new |= window.insert(message_id)?;
+            new += u16::from(window.insert(message_id)?);
         }
         reader.end()?;
         channel.window = window;
-        Ok(has_new)
+        self.repeats += u64::from(messages - new);
+        Ok(new > 0)
     }
 
     /// A slice that makes sense by itself.
@@ -729,6 +737,7 @@ mod tests {
         assert_eq!(renet.receive_message(ORDERED).as_deref(), Some(&b"one"[..]));
         assert_eq!(renet.receive_message(ORDERED).as_deref(), Some(&b"two"[..]));
         assert_eq!(renet.receive_message(ORDERED), None);
+        assert_eq!(filter.repeats(), 4);
         let mut acked = RenetClient::new(ConnectionConfig::default());
         (0..4).for_each(|sequence| acked.process_packet(&small(0, sequence, ORDERED, &[])));
         let acks = |renet: &mut RenetClient| renet.get_packets_to_send().concat();
