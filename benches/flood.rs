@@ -127,7 +127,7 @@ fn main() {
 
 fn run(options: &Options) {
     let clients = options.number("--clients", 32, 4);
-    let length = Duration::from_secs(options.number("--seconds", 20, 2));
+    let length = Duration::from_secs(options.number("--seconds", 30, 2));
     let mut verdict = Verdict::default();
     let mut server = Arena::start(Some(10));
     let mut bots = start_bots(&server, clients, "mixed");

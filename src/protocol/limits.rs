@@ -157,7 +157,7 @@ pub struct SessionLimits {
     pub chat: TrafficLimit,
     /// Messages that come again, over UDP, though they were there already. Default: 8,192 a second, and as many at once.
     /// A client sends what is not acknowledged again every 200 ms, and that are at most
-    /// [1,024](crate::protocol::reliable::MAX_WINDOW_MESSAGES) messages.
+    /// [1,024](crate::protocol::reliable::MAX_WINDOW_MESSAGES) messages, 256 by default. More is an offence.
     pub repeats: Rate,
 }
 

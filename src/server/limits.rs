@@ -125,11 +125,12 @@ impl Limits {
             .map_err(|exceeded| (self.conduct.breach(&self.ladder, now), exceeded))
     }
 
-    /// So many messages have come again that were there already. If that are too many, tells what to do about it.
+    /// So many messages have come again that were there already. If that are more than an honest client can send, tells
+    /// what to do about it.
     pub fn repeat(&mut self, now: Duration, count: u64) -> Result<(), (Answer, Exceeded)> {
         self.meter
             .repeat(count, now)
-            .map_err(|exceeded| (self.conduct.breach(&self.ladder, now), exceeded))
+            .map_err(|exceeded| (self.conduct.offence(&self.ladder, now), exceeded))
     }
 
     /// The client was heard. If it was silent for long, a stream may have held back what it sent, or it was cut off and
