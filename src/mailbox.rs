@@ -116,6 +116,15 @@ impl Mailbox {
         }
     }
 
+    /// Gives the link what it may have at once; a stream, if so many bytes wait at its transport.
+    pub fn pump_link(&mut self, peer: &mut Peer, queued: usize) {
+        if peer.is_stream() {
+            self.pump_stream(peer, queued + peer.waiting_bytes());
+        } else {
+            self.pump(peer);
+        }
+    }
+
     /// Gives the link what it may have at once.
     pub fn pump(&mut self, peer: &mut Peer) {
         while let Some((stream, number, letter)) = self.outbox.next_to_send() {

@@ -28,7 +28,7 @@ pub(crate) use crate::transport::MAX_DATAGRAM_BYTES;
 /// The channel of the connection itself: handshake, and values too large for snapshots.
 pub(crate) const CONTROL_CHANNEL: u8 = 0;
 const UNRELIABLE_CHANNEL: u8 = 3;
-const CHANNELS: u8 = 4;
+pub(crate) const CHANNELS: u8 = 4;
 
 /// What a client may keep in flight on a channel, and so make the server hold: a window of its numbered messages, with
 /// their numbers, and some more.

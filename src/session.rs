@@ -76,7 +76,9 @@ pub struct SessionLeft {
     pub reason: DisconnectReason,
 }
 
-/// Makes the server end a session. What was written to it in the same frame still goes out.
+/// Makes the server end a session: for the game at once. Its client still gets the reliable messages that were written to
+/// it before, in the same frame too, and then the reason; for that, its link stays for a round trip or two, and at most 10
+/// seconds.
 #[derive(Event, Clone, Debug)]
 pub struct Kick {
     /// Whom.

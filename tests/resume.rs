@@ -724,6 +724,57 @@ fn what_was_written_before_a_kick_still_arrives() {
 }
 
 #[test]
+fn what_was_written_before_a_kick_arrives_over_a_lossy_link_too() {
+    for seed in 0..20 {
+        let conditions = LinkConditions {
+            latency: Duration::from_millis(75),
+            loss: 0.2,
+            ..default()
+        };
+        let (mut net, ada, session) = joined(conditions.with_seed(seed));
+        let numbers: Vec<u32> = (0..600).collect();
+        for &number in &numbers {
+            tell(&mut net, session, number);
+        }
+        net.server.world_mut().trigger(Kick {
+            session,
+            reason: "enough".into(),
+        });
+        net.run(Ticks(2));
+        assert_eq!(server_log(&net).left.len(), 1, "for the game it is gone");
+        net.run(Ticks(60 * 3));
+        let log = client_log(&mut net, ada);
+        assert_eq!(log.numbered, numbers, "{seed}");
+        assert_eq!(
+            log.disconnected,
+            [DisconnectReason::Kicked("enough".into())]
+        );
+    }
+}
+
+#[test]
+fn who_does_not_take_the_last_messages_is_not_waited_for() {
+    let (mut net, ada, session) = joined(LinkConditions::default());
+    net.client(ada).world_mut().resource_mut::<Log>().numbered = vec![];
+    net.pause(ada, true);
+    tell(&mut net, session, 1);
+    net.server.world_mut().trigger(Kick {
+        session,
+        reason: "enough".into(),
+    });
+    net.run(Ticks(60 * 3));
+    net.pause(ada, false);
+    net.run(Ticks(5));
+    let log = client_log(&mut net, ada);
+    assert_eq!(log.numbered, [1]);
+    assert_eq!(
+        log.disconnected,
+        [DisconnectReason::Kicked("enough".into())],
+        "it was told while it stood still"
+    );
+}
+
+#[test]
 fn receipts_tell_what_the_other_game_has_taken_once() {
     let (mut net, ada, session) = joined(LinkConditions::awful().with_seed(9));
     for number in 0..20 {

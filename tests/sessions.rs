@@ -1053,19 +1053,30 @@ impl ClientTransport for Deaf {
     }
 }
 
-#[test]
-fn what_is_large_arrives_over_websocket() {
-    #[derive(Component, Clone, Serialize, Deserialize)]
-    struct Scroll(Vec<u8>);
-    #[derive(Resource, Default)]
-    struct Heard(Vec<usize>);
-    const SCROLLS: usize = 300;
-    const MESSAGES: [usize; 4] = [900_000, 1, 300_000, 900_000];
+#[derive(Component, Clone, Serialize, Deserialize)]
+struct Scroll(Vec<u8>);
 
-    fn library(app: &mut App) {
-        app.replicate::<Scroll>();
-        app.add_plugins(game).init_resource::<Heard>();
-    }
+/// Lengths of messages.
+#[derive(Resource, Default)]
+struct Heard(Vec<usize>);
+
+/// What everybody who joins is sent.
+const LARGE_MESSAGES: [usize; 4] = [900_000, 1, 300_000, 900_000];
+
+fn library(app: &mut App) {
+    app.replicate::<Scroll>();
+    app.add_plugins(game).init_resource::<Heard>().add_systems(
+        Update,
+        |chat: Option<MessageReader<FromServer<Chat>>>, mut heard: ResMut<Heard>| {
+            if let Some(mut chat) = chat {
+                heard.0.extend(chat.read().map(|chat| chat.0.0.len()));
+            }
+        },
+    );
+}
+
+/// A server that sends [`LARGE_MESSAGES`] over WebSocket, and a client.
+fn library_over_websocket() -> (App, App) {
     let mut app = App::new();
     app.add_plugins((
         MinimalPlugins,
@@ -1077,17 +1088,13 @@ fn what_is_large_arrives_over_websocket() {
     ))
     .add_observer(
         |_: On<SessionJoined>, mut chat: MessageWriter<ToClients<Chat>>| {
-            chat.write_batch(MESSAGES.map(|length| ToClients {
+            chat.write_batch(LARGE_MESSAGES.map(|length| ToClients {
                 to: Target::All,
                 message: Chat("a".repeat(length)),
             }));
         },
     );
-    for n in 0..SCROLLS {
-        app.world_mut()
-            .spawn((Replicated, Scroll(vec![n as u8; 5_000])));
-    }
-    let mut server = ready(app);
+    let server = ready(app);
     let address = server.world().resource::<ListenAddresses>().0[0];
     let mut app = App::new();
     let config = ClientConfig {
@@ -1098,21 +1105,25 @@ fn what_is_large_arrives_over_websocket() {
         MinimalPlugins,
         TandemClientPlugins::with_config(config),
         library,
-    ))
-    .add_systems(
-        Update,
-        |mut chat: MessageReader<FromServer<Chat>>, mut heard: ResMut<Heard>| {
-            heard.0.extend(chat.read().map(|chat| chat.0.0.len()));
-        },
-    );
-    let mut ada = ready(app);
+    ));
+    (server, ready(app))
+}
+
+#[test]
+fn what_is_large_arrives_over_websocket() {
+    const SCROLLS: usize = 300;
+    let (mut server, mut ada) = library_over_websocket();
+    for n in 0..SCROLLS {
+        let scroll = Scroll(vec![n as u8; 5_000]);
+        server.world_mut().spawn((Replicated, scroll));
+    }
     wait_until("has all", &mut [&mut server, &mut ada], |apps| {
-        apps[1].world().resource::<Heard>().0.len() >= MESSAGES.len()
+        apps[1].world().resource::<Heard>().0.len() >= LARGE_MESSAGES.len()
             && count::<Scroll>(apps[1]) == SCROLLS
     });
     assert_eq!(
         ada.world().resource::<Heard>().0,
-        MESSAGES,
+        LARGE_MESSAGES,
         "once, and in order"
     );
     assert_eq!(
@@ -1121,6 +1132,21 @@ fn what_is_large_arrives_over_websocket() {
         "over one link"
     );
     assert!(is_in(&ada));
+}
+
+#[test]
+fn what_is_large_and_written_before_a_kick_arrives_over_websocket() {
+    let (mut server, mut ada) = library_over_websocket();
+    server.add_observer(|joined: On<SessionJoined>, mut commands: Commands| {
+        commands.trigger(Kick {
+            session: joined.entity,
+            reason: "closing time".into(),
+        });
+    });
+    wait_until("has read why", &mut [&mut server, &mut ada], |apps| {
+        reason(apps[1]) == Some(&DisconnectReason::Kicked("closing time".into()))
+    });
+    assert_eq!(ada.world().resource::<Heard>().0, LARGE_MESSAGES);
 }
 
 #[test]

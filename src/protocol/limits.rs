@@ -620,8 +620,8 @@ impl GateCounts {
 
 /// What counts as one address: an IPv4 address, or the first 64 bits of an IPv6 one, since a household has all that
 /// begin with them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Prefix {
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum Prefix {
     V4(u32),
     V6(u64),
 }

@@ -8,6 +8,7 @@ use bevy::prelude::*;
 use bytes::Bytes;
 use smallvec::SmallVec;
 
+use super::farewell::Leaving;
 use super::inputs::SessionInputs;
 use super::limits::{self, Doors, Limits};
 use super::send::Outgoing;
@@ -58,6 +59,8 @@ pub(crate) struct Links {
     /// Links that have not said who they are.
     pub(super) greeting: HashMap<LinkId, Greeting>,
     pub(super) sessions: HashMap<LinkId, Entity>,
+    /// Links of sessions that have ended.
+    pub(super) leaving: HashMap<LinkId, Leaving>,
     pub(super) registrations: Vec<String>,
     pub(super) fingerprint: u64,
     /// No new sessions: the server is about to go.
@@ -229,10 +232,13 @@ pub(super) fn receive(world: &mut World, ends: &mut QueryState<SessionEnd>) {
                         debug!("{link} is closed before it said hello: {violation}");
                         let reason = DisconnectReason::ProtocolViolation(violation.to_string());
                         sessions::refuse(world, links, now, link, &reason);
+                    } else if let Some(leaving) = links.leaving.get_mut(&link) {
+                        leaving.receive(now, &bytes);
                     }
                 }
                 LinkEvent::Closed { link, reason } => {
                     sessions::forget_greeting(world, links, link);
+                    links.leaving.remove(&link);
                     let reason = match reason {
                         // Who closes a link does not lose it. A browser's tab that is closed can say no more than this.
                         CloseReason::ByPeer => DisconnectReason::ClientLeft,

@@ -19,6 +19,7 @@ use crate::transport::{LinkConditions, TransportKind, TransportStats};
 
 mod adapt;
 pub(crate) mod collect;
+mod farewell;
 mod inputs;
 mod limits;
 mod links;

@@ -7,6 +7,7 @@ use bevy::prelude::*;
 use super::ServerConfig;
 use super::adapt::Pacing;
 use super::collect::Replication;
+use super::farewell;
 use super::inputs::SessionInputs;
 use super::links::{Link, LinkStats, Links, SessionMail};
 use super::sessions::Holds;
@@ -40,7 +41,12 @@ impl Plugin for SendPlugin {
         })
         .add_systems(
             PostUpdate,
-            (measure_links, send_snapshots, forget_what_all_know)
+            (
+                measure_links,
+                farewell::say,
+                send_snapshots,
+                forget_what_all_know,
+            )
                 .chain()
                 .in_set(TandemSystems::Send)
                 .run_if(is_send_tick),
@@ -139,12 +145,7 @@ fn send_snapshots(
         }
         *last_sent = now;
         let mut to = links.over(now, *id);
-        if peer.is_stream() {
-            let queued = stats.queued_bytes + peer.waiting_bytes();
-            mail.0.pump_stream(peer, queued);
-        } else {
-            mail.0.pump(peer);
-        }
+        mail.0.pump_link(peer, stats.queued_bytes);
         let seq = peer.begin(now, stats.queued_bytes, &mut to);
         mail.0.tell_taken(peer, seq);
         let budget = SnapshotBudget {

@@ -7,6 +7,7 @@ use bevy::platform::collections::HashMap;
 use bevy::prelude::*;
 
 use super::collect::Replication;
+use super::farewell;
 use super::inputs::SessionInputs;
 use super::limits::{Doors, Limits};
 use super::links::{
@@ -737,6 +738,7 @@ fn end_departing(world: &mut World) {
     let now = world.resource::<Time<Real>>().elapsed();
     world.resource_scope(|world, mut links: Mut<Links>| {
         for (session, reason) in departures {
+            farewell::begin(world, &mut links, now, session, &reason);
             end_session(world, &mut links, now, session, reason);
         }
     });
@@ -770,6 +772,7 @@ fn shut_down(world: &mut World) {
                 DisconnectReason::ServerShutdown,
             );
         }
+        farewell::end_all(&mut links, now);
         links.flush(now);
         for transport in &mut links.transports {
             transport.shutdown();

@@ -11,6 +11,7 @@
 //! shard once more, while that believes to be full, it removes the handshake, and makes the packet
 //! that tells the client it was denied.
 
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -18,6 +19,7 @@ use std::time::Duration;
 use renetcode::{NetcodeServer, ServerAuthentication, ServerConfig, ServerResult};
 
 use super::{FAREWELLS, MAX_TIME_STEP};
+use crate::protocol::limits::Prefix;
 use crate::transport::filter::netcode::{self, ConnectionRequest, PAYLOAD, REQUEST_BYTES, Sender};
 use crate::transport::{
     CloseReason, Delivery, LinkEvent, LinkId, LinkIds, PeerInfo, TokenUse, TransportKind,
@@ -31,6 +33,10 @@ const SHARD_CLIENTS: usize = 64;
 /// this, since each takes 4 kB. When there are more, the oldest goes: an attacker then needs
 /// thousands of requests in a round trip to disturb others, and not just this many.
 const MAX_PENDING: std::ops::RangeInclusive<usize> = 1_024..=16_384;
+
+/// And of one address, where it is not of this machine: what one address begins must not push out what others have.
+/// Everybody at a school can still join within a second.
+const MAX_PENDING_PER_ADDRESS: usize = 64;
 
 /// How long a handshake may take: many round trips.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -95,6 +101,8 @@ pub(super) struct Shards {
     pending: HashMap<SocketAddr, Pending>,
     /// Addresses of `pending` by age. May name some that are gone.
     pending_by_age: VecDeque<(Duration, SocketAddr)>,
+    /// Those of each address, oldest first. Loopback is not counted.
+    pending_of: HashMap<Prefix, VecDeque<(Duration, SocketAddr)>>,
     /// Handshakes that are over but that their shard would not let go of yet.
     stuck: VecDeque<(SocketAddr, Pending)>,
     link_of_addr: HashMap<SocketAddr, LinkId>,
@@ -144,6 +152,7 @@ impl Shards {
             links: HashMap::new(),
             pending: HashMap::new(),
             pending_by_age: VecDeque::new(),
+            pending_of: HashMap::new(),
             stuck: VecDeque::new(),
             link_of_addr: HashMap::new(),
             link_of_client: HashMap::new(),
@@ -424,6 +433,15 @@ impl Shards {
         };
         self.pending.insert(addr, pending);
         self.pending_by_age.push_back((self.now, addr));
+        if !is_loopback(addr) {
+            let same = self.pending_of.entry(addr.ip().into()).or_default();
+            same.push_back((self.now, addr));
+            if same.len() > MAX_PENDING_PER_ADDRESS
+                && let Some(&(since, oldest)) = same.front()
+            {
+                self.abandon_pending(since, oldest);
+            }
+        }
     }
 
     fn handle_connected(
@@ -434,7 +452,7 @@ impl Shards {
         keep_alive: &[u8],
         out: &mut Output,
     ) {
-        let Some(mut pending) = self.pending.remove(&addr) else {
+        let Some(mut pending) = self.take_pending(addr) else {
             return;
         };
         let shard = &mut self.shards[pending.shard];
@@ -529,10 +547,20 @@ impl Shards {
         {
             return false;
         }
-        if let Some(pending) = self.pending.remove(&addr) {
+        if let Some(pending) = self.take_pending(addr) {
             self.release(addr, pending);
         }
         true
+    }
+
+    fn take_pending(&mut self, addr: SocketAddr) -> Option<Pending> {
+        if let Entry::Occupied(mut same) = self.pending_of.entry(addr.ip().into()) {
+            same.get_mut().retain(|(_, other)| *other != addr);
+            if same.get().is_empty() {
+                same.remove();
+            }
+        }
+        self.pending.remove(&addr)
     }
 
     /// Has the shard drop a handshake, or notes that it would not.
@@ -597,6 +625,10 @@ impl Shards {
             pending: 0,
         });
     }
+}
+
+fn is_loopback(addr: SocketAddr) -> bool {
+    addr.ip().to_canonical().is_loopback()
 }
 
 impl Shard {
@@ -876,6 +908,12 @@ mod tests {
                 let pending = pending.filter(|pending| pending.shard == index).count();
                 assert_eq!(shard.pending, pending, "and its handshakes");
             }
+            let counted = shards.pending_of.values().map(VecDeque::len);
+            assert_eq!(
+                counted.sum::<usize>(),
+                shards.pending.len(),
+                "an address for each handshake"
+            );
         }
     }
 
@@ -1103,6 +1141,28 @@ mod tests {
         net.join(addr(0), token(1, 60, &[0; 32]));
         net.run(STEP * 10);
         assert_eq!(net.connected(), 1, "there is room for others");
+        net.assert_consistent();
+    }
+
+    #[test]
+    fn handshakes_of_one_address_push_out_those_of_no_other() {
+        let mut net = Net::new(config(None));
+        let ask = |net: &mut Net, at: SocketAddr, n: u32| {
+            net.now += Duration::from_micros(100);
+            net.deliver(at, &request(&token(u64::from(n), 3_000, &[0; 32])));
+        };
+        ask(&mut net, addr(0), 0);
+        for n in 1..3_000 {
+            let mut flooder = addr(1);
+            flooder.set_port(1_024 + n as u16);
+            ask(&mut net, flooder, n);
+            net.assert_consistent();
+        }
+        let is_flooder = |at: &&SocketAddr| at.ip() == addr(1).ip();
+        assert_eq!(net.shards.pending.keys().filter(is_flooder).count(), 64);
+        assert!(net.shards.pending.contains_key(&addr(0)));
+        net.run(HANDSHAKE_TIMEOUT + STEP * 2);
+        assert!(net.shards.pending_of.is_empty());
         net.assert_consistent();
     }
 

@@ -1,11 +1,13 @@
 //! Who may be inside, in total and from each address.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tracing::warn;
+
+use crate::protocol::limits::Prefix;
 
 /// Counts what is going on, and lets no more begin than are allowed.
 #[derive(Debug)]
@@ -18,7 +20,7 @@ pub(super) struct Gate {
 #[derive(Debug, Default)]
 struct Inside {
     total: usize,
-    by_address: HashMap<IpAddr, usize>,
+    by_address: HashMap<Prefix, usize>,
 }
 
 /// Why somebody does not get in.
@@ -34,7 +36,7 @@ pub(super) enum Full {
 #[derive(Debug)]
 pub(super) struct Permit {
     gate: Arc<Gate>,
-    address: Option<IpAddr>,
+    address: Option<Prefix>,
 }
 
 impl Gate {
@@ -50,8 +52,8 @@ impl Gate {
     /// or a proxy) is nobody's neighbour.
     pub fn enter(self: &Arc<Self>, address: Option<IpAddr>) -> Result<Permit, Full> {
         let address = address
-            .map(subscriber)
-            .filter(|address| !address.is_loopback());
+            .filter(|address| !address.to_canonical().is_loopback())
+            .map(Prefix::from);
         let mut inside = self.lock();
         if inside.total >= self.max {
             return Err(Full::InTotal);
@@ -92,17 +94,6 @@ impl Drop for Permit {
                 inside.by_address.remove(&address);
             }
         }
-    }
-}
-
-/// One household's addresses are one: of IPv6, it has all with the same 64 bits.
-fn subscriber(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V6(address) if !address.is_loopback() => {
-            let network = u128::from(address) & (!0 << 64);
-            Ipv6Addr::from(network).into()
-        }
-        other => other,
     }
 }
 

@@ -1,0 +1,120 @@
+//! Sessions that the game has ended, until their clients have what was sent to them before.
+
+use std::time::Duration;
+
+use bevy::prelude::*;
+
+use super::links::{Link, Links, SessionMail};
+use crate::mailbox::Mailbox;
+use crate::peer::{CHANNELS, ChunkKind, Peer};
+use crate::protocol::handshake::DisconnectReason;
+use crate::protocol::reliable::Taken;
+use crate::transport::LinkId;
+
+/// How long a client may take none of its last messages: several round trips of a bad link.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// And how long it may take for all: some MiB.
+const MAX_PATIENCE: Duration = Duration::from_secs(10);
+
+/// What is left of a session.
+pub(super) struct Leaving {
+    peer: Peer,
+    mail: Mailbox,
+    reason: DisconnectReason,
+    since: Duration,
+    /// When it last took something.
+    took_at: Duration,
+    advanced_at: Duration,
+    is_over: bool,
+}
+
+/// Keeps a session's link until its client has all messages. Does nothing if it has them.
+pub(super) fn begin(
+    world: &mut World,
+    links: &mut Links,
+    now: Duration,
+    session: Entity,
+    reason: &DisconnectReason,
+) {
+    let Ok(mut entity) = world.get_entity_mut(session) else {
+        return;
+    };
+    let has_all = |mail: &SessionMail| mail.0.outbox.is_empty();
+    if !entity.contains::<Link>() || entity.get::<SessionMail>().is_none_or(has_all) {
+        return;
+    }
+    if let (Some(link), Some(mail)) = (entity.take::<Link>(), entity.take::<SessionMail>()) {
+        links.sessions.remove(&link.id);
+        let leaving = Leaving {
+            peer: link.peer,
+            mail: mail.0,
+            reason: reason.clone(),
+            since: now,
+            took_at: now,
+            advanced_at: now,
+            is_over: false,
+        };
+        links.leaving.insert(link.id, leaving);
+    }
+}
+
+impl Leaving {
+    /// What its client has taken. All else that it says is for a session that is no more.
+    pub fn receive(&mut self, now: Duration, datagram: &[u8]) {
+        let mut taken = None;
+        let received = self.peer.receive(
+            now,
+            datagram,
+            |_| {},
+            |kind, body| match kind {
+                ChunkKind::Taken => taken = Taken::decode(body).ok(),
+                ChunkKind::Goodbye => self.is_over = true,
+                _ => {}
+            },
+        );
+        for channel in 0..CHANNELS {
+            while self.peer.next_message(channel).is_some() {}
+        }
+        if let Some((taken, _)) = taken {
+            self.mail.outbox.handle_taken(taken, |_| self.took_at = now);
+        }
+        self.is_over |= received.is_err() || self.mail.outbox.is_empty();
+    }
+
+    fn send(&mut self, links: &mut Links, now: Duration, link: LinkId) {
+        self.peer.advance(now.saturating_sub(self.advanced_at));
+        self.advanced_at = now;
+        let queued = links
+            .transport(link)
+            .map_or(0, |transport| transport.queued_bytes(link));
+        self.mail.pump_link(&mut self.peer, queued);
+        let mut to = links.over(now, link);
+        self.peer.begin(now, queued, &mut to);
+        self.peer.finish(&mut to);
+    }
+}
+
+/// Sends what is left, and closes the links of those who have all.
+pub(super) fn say(mut links: ResMut<Links>, time: Res<Time<Real>>) {
+    let now = time.elapsed();
+    let links = &mut *links;
+    let mut leaving = std::mem::take(&mut links.leaving);
+    leaving.retain(|&link, it| {
+        let is_late = now.saturating_sub(it.took_at) > PATIENCE
+            || now.saturating_sub(it.since) > MAX_PATIENCE;
+        if it.is_over || it.mail.is_overrun() || is_late {
+            links.close(now, link, &mut it.peer, &it.reason);
+            return false;
+        }
+        it.send(links, now, link);
+        true
+    });
+    links.leaving = leaving;
+}
+
+/// Closes all, whatever they have: the server goes.
+pub(super) fn end_all(links: &mut Links, now: Duration) {
+    for (link, mut it) in std::mem::take(&mut links.leaving) {
+        links.close(now, link, &mut it.peer, &it.reason);
+    }
+}
