@@ -18,6 +18,7 @@ mod map;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::process::ExitCode;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -52,7 +53,7 @@ usage: cargo bots --count N [--udp ADDR] [--transport udp|ws|mixed] [--ws URL [-
   --still         connect and stand still
   --report FILE   write what the players saw as JSON";
 
-fn main() {
+fn main() -> ExitCode {
     let options = args::or_fail(Options::parse(Parser::from_env()));
     let signals = args::or_fail(Signals::listen());
     let mut crowd = Crowd::new(&options.plan);
@@ -66,6 +67,11 @@ fn main() {
             report::write(path, &result)
                 .map_err(|error| format!("cannot write {}: {error}", path.display())),
         );
+    }
+    // Why, was said when it happened.
+    match result.connected {
+        0 if result.requested > 0 => ExitCode::FAILURE,
+        _ => ExitCode::SUCCESS,
     }
 }
 

@@ -169,32 +169,32 @@ pub(super) fn answer(
             doors.ban(now, identity.as_ref(), address, &limit, length);
             answer
         }
-        Answer::Drop | Answer::Warn => answer,
+        milder => milder,
     };
     let counts = &mut world.resource_mut::<ServerStats>().limits;
-    match answer {
-        Answer::Drop => counts.drops += 1,
-        Answer::Warn => counts.warnings += 1,
-        Answer::Disconnect => counts.disconnects += 1,
-        Answer::Ban(_) => counts.bans += 1,
-    }
-    let event = LimitBroken {
-        entity: session,
-        exceeded,
-        answer,
-    };
-    world.trigger(event);
-    match answer {
-        Answer::Drop => Ok(()),
-        Answer::Warn => {
+    let goes_on = match answer {
+        Answer::Ban(length) => {
+            counts.bans += 1;
+            Err(DisconnectReason::banned(&limit, length))
+        }
+        Answer::Disconnect => {
+            counts.disconnects += 1;
+            Err(DisconnectReason::LimitExceeded(limit))
+        }
+        Answer::Warn | Answer::Drop => {
+            counts.warnings += 1;
             if let Some(mut link) = world.get_mut::<Link>(session) {
                 send_control(&mut link.peer, &Control::Warning { limit });
             }
             Ok(())
         }
-        Answer::Disconnect => Err(DisconnectReason::LimitExceeded(limit)),
-        Answer::Ban(length) => Err(DisconnectReason::banned(&limit, length)),
-    }
+    };
+    world.trigger(LimitBroken {
+        entity: session,
+        exceeded,
+        answer,
+    });
+    goes_on
 }
 
 /// A session has sent what no correct client sends. Returns with which reason it ends.

@@ -387,6 +387,10 @@ fn join(
     let Some(Greeting { mut peer, info, .. }) = forget_greeting(world, links, link) else {
         return Ok(());
     };
+    match addr {
+        Some(addr) => debug!("{} joins from {addr}", hello.name),
+        None => debug!("{} joins", hello.name),
+    }
     let id = world.resource_mut::<Sessions>().allocate();
     let mut keys = ResumeKeys::new(id.0);
     let token = keys.issue(random());

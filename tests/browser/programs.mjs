@@ -8,11 +8,11 @@ import path from "node:path";
 
 /** A program that is running. */
 export class Program {
-  constructor(command, args, log) {
+  constructor(command, args, log, env = {}) {
     this.name = path.basename(command);
     this.log = log;
     const out = fs.openSync(log, "a");
-    this.child = spawn(command, args, { stdio: ["ignore", out, out] });
+    this.child = spawn(command, args, { stdio: ["ignore", out, out], env: { ...process.env, ...env } });
     fs.closeSync(out);
     this.child.on("error", (error) => fs.appendFileSync(log, `${error}\n`));
     this.ended = once(this.child, "exit").catch(() => {});

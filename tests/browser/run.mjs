@@ -113,16 +113,21 @@ async function throughNginx(way) {
   }
   assert.equal(new Set(reached.values()).size, 2, "nginx uses both servers");
 
-  const own = encodeURIComponent(`wss://127.0.0.1:${nginx.port}/?room=room-0`);
-  return play(way, `https://127.0.0.1:${nginx.port}/?name=Ada&server=${own}`, proxies);
+  const host = `${nginx.host}:${nginx.port}`;
+  const own = encodeURIComponent(`wss://${host}/?room=room-0`);
+  const result = await play(way, `https://${host}/?name=Ada&server=${own}`, proxies);
+  const told = [1, 2].map((index) => fs.readFileSync(logOf(`${way}-${index}`), "utf8")).join("");
+  assert(told.includes(`Ada joins from ${nginx.host}:`), "the server knows where the player really is");
+  return result;
 }
 
 /** A server with its proxy, which can be cut. */
 async function serve(name, tls) {
   const [udp, ws] = [await freePort(), await freePort()];
+  fs.rmSync(logOf(name), { force: true });
   const program = new Program(path.join(options.programs, "serve"), [
     "--udp", `127.0.0.1:${udp}`, "--ws", `127.0.0.1:${ws}`, "--web", options.web, ...tls,
-  ], logOf(name));
+  ], logOf(name), { RUST_LOG: "info,bevy_tandem::server=debug" });
   running.push(() => program.stop());
   await program.listening(ws);
   const proxy = await Proxy.to(ws);
