@@ -6,7 +6,8 @@ use std::time::Duration;
 use bevy::prelude::*;
 use bevy_tandem::client::{ClientConfig, ConnectOver, ResumeFinished, ResumeOutcome};
 use bevy_tandem::prelude::*;
-use bevy_tandem::server::{LinkedOver, ListenAddresses};
+use bevy_tandem::protocol::limits::SessionLimits;
+use bevy_tandem::server::{LimitSettings, LinkedOver, ListenAddresses};
 use bevy_tandem::session::{Away, SessionAway, SessionReturned};
 use bevy_tandem::transport::udp::{Auth, ClientAuth, UdpClient, token};
 use bevy_tandem::transport::ws::{WsAuth, WsClient, WsClientConfig, WsServerConfig};
@@ -112,6 +113,11 @@ fn server(config: ServerConfig) -> (App, SocketAddr, SocketAddr) {
     let config = ServerConfig {
         udp: Some(LOOPBACK.parse().unwrap()),
         websocket: Some(WsServerConfig::new(LOOPBACK.parse().unwrap())),
+        // Both say more than anybody may in the long run.
+        limits: LimitSettings {
+            session: SessionLimits::UNLIMITED,
+            ..default()
+        },
         ..config
     };
     let plugins = TandemServerPlugins::with_config(config);
