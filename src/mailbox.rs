@@ -50,7 +50,7 @@ pub(crate) struct Mailbox {
     is_overrun: bool,
 }
 
-/// A quarter of what may be on its way: [`OutboxLimits`].
+/// A quarter of what clients may have on its way: [`OutboxLimits::CLIENT`].
 const MUCH_TO_TELL_BYTES: usize = 16 << 10;
 
 /// Datagrams that are remembered for [`Mailbox::handle_ack`]: acknowledgements reach 32 back.

@@ -39,9 +39,10 @@ const SERVER_CHANNEL_BYTES: usize = 5 << 20;
 const RESEND_TIME: Duration = Duration::from_millis(200);
 /// Bytes of messages in packets per client and send: a 1 MiB message takes about 15 sends, and leaves room for others.
 const PACKET_BYTES_PER_SEND: u64 = 60_000;
-/// Bytes that may wait at a stream when messages are added, and one larger message: 2 MB/s at 20 sends a second, and
-/// with a snapshot still below [`WsServerConfig::max_queue_bytes`](crate::transport::ws::WsServerConfig::max_queue_bytes).
-const STREAM_BYTES: usize = 96 << 10;
+/// Bytes that may wait at a stream when messages are added, and one larger message: 1.5 MB/s at 30 sends a second.
+const STREAM_BYTES: usize = 48 << 10;
+/// The same for a stream that has proved to be fast. With a snapshot, it still fits what a transport lets wait.
+const FAST_STREAM_BYTES: usize = 2 * STREAM_BYTES;
 /// On streams, unreliable messages that wait have at most so many bytes, or are one that is larger. Newer ones push out
 /// older ones.
 const UNRELIABLE_BYTES: usize = 60_000;
@@ -129,6 +130,10 @@ struct Chunks {
     arrived_bytes: usize,
     /// Messages of which parts have come.
     partial: [Vec<u8>; CHANNELS as usize],
+    /// The stream was last given all that it may have.
+    was_filled: bool,
+    /// What it was given, it had sent by the next time.
+    is_fast: bool,
 }
 
 /// Messages that wait for a stream.
@@ -390,11 +395,22 @@ impl Chunks {
 
     /// What a stream on which so many bytes wait may have: at least something, unless the peer does not keep up.
     fn take_waiting(&mut self, mut queued: usize) -> Vec<Piece> {
+        if queued > STREAM_BYTES / 2 {
+            self.is_fast = false;
+        } else if self.was_filled && queued < STREAM_BYTES / 4 {
+            self.is_fast = true;
+        }
+        let most = match self.is_fast {
+            true => FAST_STREAM_BYTES,
+            false => STREAM_BYTES,
+        };
+        self.was_filled = false;
         let mut taken = Vec::new();
         for queue in [&mut self.reliable, &mut self.unreliable] {
             while let Some(next) = queue.messages.front() {
                 let bytes = next.next_bytes();
-                if queued >= LITTLE_QUEUED && queued + bytes > STREAM_BYTES {
+                if queued >= LITTLE_QUEUED && queued + bytes > most {
+                    self.was_filled = !taken.is_empty();
                     break;
                 }
                 queued += bytes;
@@ -750,7 +766,7 @@ mod tests {
         while arrived.len() < 3 {
             let datagrams = sent(&mut server, 0);
             let bytes: usize = datagrams.iter().map(Vec::len).sum();
-            assert!(bytes < STREAM_BYTES + 1_000, "{bytes} in a tick");
+            assert!(bytes < FAST_STREAM_BYTES + 1_000, "{bytes} in a tick");
             taken(&mut client, &datagrams).unwrap();
             arrived.extend(std::iter::from_fn(|| client.next_message(1)));
             ticks += 1;
@@ -772,6 +788,24 @@ mod tests {
     }
 
     #[test]
+    fn a_stream_gets_more_once_it_has_sent_what_it_got() {
+        let (mut server, _) = stream_ends();
+        for _ in 0..1_000 {
+            server.send_message(1, &SharedBytes::new(vec![0; 1_000]));
+        }
+        let mut bytes = |queued| {
+            let datagrams = sent(&mut server, queued);
+            datagrams.iter().map(Vec::len).sum::<usize>()
+        };
+        let about = |bytes: usize, most: usize| (most - 2_000..most + 2_000).contains(&bytes);
+        assert!(about(bytes(0), STREAM_BYTES));
+        assert!(about(bytes(0), FAST_STREAM_BYTES), "all was gone");
+        assert!(about(bytes(8_000), FAST_STREAM_BYTES - 8_000));
+        assert!(bytes(60_000) < 100, "it is slow");
+        assert!(about(bytes(0), STREAM_BYTES));
+    }
+
+    #[test]
     fn unreliable_messages_that_wait_make_room_for_newer_ones() {
         let (mut server, mut client) = stream_ends();
         for number in 0..100 {
@@ -779,7 +813,9 @@ mod tests {
                 server.send_message(UNRELIABLE_CHANNEL, &SharedBytes::new(vec![number; 5_000]))
             );
         }
-        taken(&mut client, &sent(&mut server, 0)).unwrap();
+        for _ in 0..2 {
+            taken(&mut client, &sent(&mut server, 0)).unwrap();
+        }
         let numbers: Vec<_> =
             std::iter::from_fn(|| client.next_message(UNRELIABLE_CHANNEL).map(|it| it[0]))
                 .collect();

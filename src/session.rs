@@ -77,8 +77,8 @@ pub struct SessionLeft {
 }
 
 /// Makes the server end a session: for the game at once. Its client still gets the reliable messages that were written to
-/// it before, in the same frame too, and then the reason; for that, its link stays for a round trip or two, and at most 10
-/// seconds.
+/// it before, in the same frame too, and then the reason. For that, its link stays for a round trip or two: for 10 s at most,
+/// and for 2 s if nothing comes through.
 #[derive(Event, Clone, Debug)]
 pub struct Kick {
     /// Whom.

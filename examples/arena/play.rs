@@ -15,6 +15,7 @@ mod view;
 
 use std::env;
 use std::net::{SocketAddr, UdpSocket};
+use std::panic;
 use std::path::PathBuf;
 use std::thread;
 use std::time::Duration;
@@ -53,6 +54,7 @@ fn main() -> AppExit {
         None => TandemClientPlugins::connect(&host_match().to_string()),
     };
 
+    explain_missing_driver();
     let mut app = App::new();
     app.add_plugins((
         DefaultPlugins.set(view::window()).set(view::assets()),
@@ -125,6 +127,21 @@ fn free_address() -> SocketAddr {
     }
     let any = SocketAddr::from(([127, 0, 0, 1], 0));
     args::or_fail(UdpSocket::bind(any).and_then(|socket| socket.local_addr()))
+}
+
+/// Bevy panics where there is none.
+fn explain_missing_driver() {
+    let before = panic::take_hook();
+    panic::set_hook(Box::new(move |info| {
+        let what = info.payload_as_str().unwrap_or_default();
+        if what.starts_with("Unable to find a GPU") {
+            args::fail(
+                "there is no Vulkan driver (on Debian, `apt install mesa-vulkan-drivers` has one that needs no GPU); \
+                 `cargo serve` needs none",
+            );
+        }
+        before(info);
+    }));
 }
 
 fn has_display() -> bool {

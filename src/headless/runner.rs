@@ -156,7 +156,7 @@ fn run(mut app: App, settings: &HeadlessPlugin) -> AppExit {
             app.world_mut().trigger(ShutdownRequested { grace });
         }
         let stats = app.world().get_resource::<ServerStats>();
-        let nobody_is_there = stats.is_none_or(|stats| stats.sessions == 0);
+        let nobody_is_there = stats.is_none_or(|stats| stats.sessions + stats.leaving == 0);
         if shutdown_at.is_some_and(|at| now >= at || nobody_is_there) {
             // One more update, in which everybody hears of it.
             app.world_mut().write_message(AppExit::Success);

@@ -137,7 +137,7 @@ pub enum Control {
 pub enum DisconnectReason {
     /// No answer within the connect timeout.
     #[error(
-        "no answer from the server within the connect timeout; check the address and that the server runs"
+        "no answer from the server within the connect timeout; check the address, that the server runs, and whether it asks for a connect token"
     )]
     ConnectTimedOut,
     /// Nothing was heard from the other side for the timeout.

@@ -298,6 +298,7 @@ impl SessionMeter {
             messages.credit_time(length);
             bytes.credit_time(length);
         }
+        self.repeats.credit_time(length);
     }
 }
 

@@ -11,7 +11,9 @@ use crate::protocol::handshake::DisconnectReason;
 use crate::protocol::reliable::Taken;
 use crate::transport::LinkId;
 
-/// How long a client may take none of its last messages: several round trips of a bad link.
+/// So many may be waited for; others get what one round carries.
+const MAX_LEAVING: usize = 256;
+/// For how long nothing may come through: several round trips of a bad link.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// And how long it may take for all: some MiB.
 const MAX_PATIENCE: Duration = Duration::from_secs(10);
@@ -22,8 +24,8 @@ pub(super) struct Leaving {
     mail: Mailbox,
     reason: DisconnectReason,
     since: Duration,
-    /// When it last took something.
-    took_at: Duration,
+    /// When it was last heard that something had come through.
+    progress_at: Duration,
     advanced_at: Duration,
     is_over: bool,
 }
@@ -40,7 +42,10 @@ pub(super) fn begin(
         return;
     };
     let has_all = |mail: &SessionMail| mail.0.outbox.is_empty();
-    if !entity.contains::<Link>() || entity.get::<SessionMail>().is_none_or(has_all) {
+    if links.leaving.len() >= MAX_LEAVING
+        || !entity.contains::<Link>()
+        || entity.get::<SessionMail>().is_none_or(has_all)
+    {
         return;
     }
     if let (Some(link), Some(mail)) = (entity.take::<Link>(), entity.take::<SessionMail>()) {
@@ -50,7 +55,7 @@ pub(super) fn begin(
             mail: mail.0,
             reason: reason.clone(),
             since: now,
-            took_at: now,
+            progress_at: now,
             advanced_at: now,
             is_over: false,
         };
@@ -65,7 +70,7 @@ impl Leaving {
         let received = self.peer.receive(
             now,
             datagram,
-            |_| {},
+            |_| self.progress_at = now,
             |kind, body| match kind {
                 ChunkKind::Taken => taken = Taken::decode(body).ok(),
                 ChunkKind::Goodbye => self.is_over = true,
@@ -76,7 +81,7 @@ impl Leaving {
             while self.peer.next_message(channel).is_some() {}
         }
         if let Some((taken, _)) = taken {
-            self.mail.outbox.handle_taken(taken, |_| self.took_at = now);
+            self.mail.outbox.handle_taken(taken, |_| {});
         }
         self.is_over |= received.is_err() || self.mail.outbox.is_empty();
     }
@@ -100,14 +105,16 @@ pub(super) fn say(mut links: ResMut<Links>, time: Res<Time<Real>>) {
     let links = &mut *links;
     let mut leaving = std::mem::take(&mut links.leaving);
     leaving.retain(|&link, it| {
-        let is_late = now.saturating_sub(it.took_at) > PATIENCE
+        let is_late = now.saturating_sub(it.progress_at) > PATIENCE
             || now.saturating_sub(it.since) > MAX_PATIENCE;
-        if it.is_over || it.mail.is_overrun() || is_late {
-            links.close(now, link, &mut it.peer, &it.reason);
-            return false;
+        if !it.is_over {
+            it.send(links, now, link);
         }
-        it.send(links, now, link);
-        true
+        let is_over = it.is_over || it.mail.is_overrun() || is_late;
+        if is_over {
+            links.close(now, link, &mut it.peer, &it.reason);
+        }
+        !is_over
     });
     links.leaving = leaving;
 }
@@ -115,6 +122,7 @@ pub(super) fn say(mut links: ResMut<Links>, time: Res<Time<Real>>) {
 /// Closes all, whatever they have: the server goes.
 pub(super) fn end_all(links: &mut Links, now: Duration) {
     for (link, mut it) in std::mem::take(&mut links.leaving) {
+        it.send(links, now, link);
         links.close(now, link, &mut it.peer, &it.reason);
     }
 }

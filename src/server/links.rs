@@ -88,6 +88,8 @@ pub(super) struct Greeting {
     pub since: Duration,
     /// It was told why it may not come in, and has yet to read that.
     pub is_refused: bool,
+    /// It counts as a handshake of its address.
+    pub is_counted: bool,
     /// It is to be told [later](sessions::BAN_ANSWER_AFTER) why it may not come in.
     pub refusal: Option<DisconnectReason>,
 }
@@ -268,6 +270,7 @@ pub(super) fn receive(world: &mut World, ends: &mut QueryState<SessionEnd>) {
         let counts = stats.transports.iter().map(|count| count.stats);
         stats.transport = counts.sum();
         stats.sessions = links.sessions.len();
+        stats.leaving = links.leaving.len();
         stats.sessions_peak = stats.sessions_peak.max(stats.sessions);
     });
 }
@@ -343,7 +346,7 @@ fn receive_from_session(
             .handle_taken(taken, |letter| receipts.push(letter));
     }
     let repeats = link.peer.repeats() - repeats_before;
-    breach = breach.or_else(|| limits.repeat(now, repeats).err());
+    breach = limits.repeat(now, repeats).err().or(breach);
     deliver_receipts(world, session, &receipts);
     if let Some(excess) = breach {
         limits::answer(world, session, excess)?;

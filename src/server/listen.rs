@@ -39,7 +39,7 @@ impl Plugin for Listeners {
                     auth: self.config.auth.clone(),
                     insecure_anywhere: self.config.insecure_anywhere,
                     public_addresses: self.config.public_addresses.clone(),
-                    max_sessions: self.config.max_sessions,
+                    max_sessions: links_for(self.config.max_sessions),
                     client_timeout: self.config.client_timeout,
                     ..UdpServerConfig::new(addr)
                 };
@@ -60,7 +60,7 @@ impl Plugin for Listeners {
                     auth: self.config.auth.clone(),
                     insecure_anywhere: self.config.insecure_anywhere,
                     public_addresses,
-                    max_sessions: self.config.max_sessions,
+                    max_sessions: links_for(self.config.max_sessions),
                     ..config
                 };
                 WsServer::bind(config).unwrap_or_else(|error| panic!("{error}"))
@@ -78,6 +78,11 @@ impl Listeners {
             None => app.add_transport(bind),
         }
     }
+}
+
+/// More than there are sessions: some links are of clients who have yet to say hello, or are about to be sent away.
+fn links_for(max_sessions: usize) -> usize {
+    max_sessions.saturating_add((max_sessions / 8).max(16))
 }
 
 /// Adds transports to a server app.

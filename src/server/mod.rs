@@ -228,6 +228,8 @@ pub struct ServerStats {
     pub limits: LimitCounts,
     /// Sessions with a link now: not the local player of a [listen server](crate::host).
     pub sessions: usize,
+    /// Links of sessions that were ended, whose clients have yet to take the last messages.
+    pub leaving: usize,
     /// Most sessions at a time.
     pub sessions_peak: usize,
 }

@@ -140,21 +140,24 @@ pub(super) fn open(
     info: PeerInfo,
 ) {
     let ip = info.addr.map(|addr| addr.ip());
+    let admitted = match ip {
+        Some(ip) => world.resource_mut::<Doors>().knock(now, ip),
+        None => Ok(()),
+    };
     let mut greeting = Greeting {
         peer: Peer::new(Side::Server, info.delivery),
         info,
         since: now,
         is_refused: false,
+        is_counted: admitted.is_ok(),
         refusal: None,
     };
-    let admitted = match ip {
-        Some(ip) => world.resource_mut::<Doors>().knock(now, ip),
-        None => Ok(()),
-    };
     match admitted {
-        Ok(()) => drop(links.greeting.insert(link, greeting)),
-        Err(reason) => links.close(now, link, &mut greeting.peer, &reason),
+        Ok(()) => {}
+        Err(reason @ DisconnectReason::Banned { .. }) => greeting.refusal = Some(reason),
+        Err(reason) => return links.close(now, link, &mut greeting.peer, &reason),
     }
+    links.greeting.insert(link, greeting);
 }
 
 /// Ends a greeting.
@@ -164,7 +167,7 @@ pub(super) fn forget_greeting(
     link: LinkId,
 ) -> Option<Greeting> {
     let greeting = links.greeting.remove(&link)?;
-    if let Some(addr) = greeting.info.addr {
+    if let Some(addr) = greeting.info.addr.filter(|_| greeting.is_counted) {
         world.resource_mut::<Doors>().heard(addr.ip());
     }
     Some(greeting)

@@ -495,7 +495,7 @@ impl Shards {
             shard: pending.shard,
             client_id,
             addr,
-            budget: Budget::full(self.config.max_datagrams_per_s / 2.0),
+            budget: Budget::full((self.config.max_datagrams_per_s / 2.0).max(1.0)),
             heard_at: self.now,
             sent_at: self.now,
         };

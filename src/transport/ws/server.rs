@@ -47,6 +47,9 @@ const UNSENT_BYTES: u32 = 16 << 10;
 /// Connections that the system has accepted and we have not.
 const BACKLOG: i32 = 1_024;
 
+/// What a server gives a link at once, and a snapshot, has to fit.
+const MIN_QUEUE_BYTES: usize = 128 << 10;
+
 /// What TLS holds of a connection before it is written.
 const TLS_BUFFER_BYTES: usize = 16 << 10;
 
@@ -104,7 +107,7 @@ pub struct WsServerConfig {
     pub ping_interval: Duration,
     /// Silence after which a link is closed, to within a second. Default: 15 s, time for three pings.
     pub client_timeout: Duration,
-    /// Datagrams that a client may send in a second, and in a moment. Default: 400, as for UDP. Above that it is read more
+    /// Datagrams that a client may send in a second, and in a moment. Default: 400. Above that it is read more
     /// slowly: a stream loses nothing.
     pub max_datagrams_per_s: u32,
     /// Bytes that a client may send in a second, and in a moment. Default: 128 KiB. Inputs take some 5.
@@ -118,7 +121,8 @@ pub struct WsServerConfig {
     /// How long a client may be congested until its link is closed. `None`: for ever. Default: 10 s.
     pub drop_congested_after: Option<Duration>,
     /// Bytes that may wait for a client, without what the system holds. Beyond, its link is closed, as
-    /// [`CloseReason::Congested`]. One datagram may be larger, if nothing else waits. Default: 128 KiB.
+    /// [`CloseReason::Congested`]. One datagram may be larger, if nothing else waits. Default, and the least: 128 KiB, as
+    /// a server gives a link up to 96 KiB of messages at once.
     pub max_queue_bytes: usize,
     /// Threads that do all of this. Default: 2.
     pub threads: usize,
@@ -152,7 +156,7 @@ impl WsServerConfig {
             inbox_datagrams: 65_536,
             congested_above: 16 << 10,
             drop_congested_after: Some(Duration::from_secs(10)),
-            max_queue_bytes: 128 << 10,
+            max_queue_bytes: MIN_QUEUE_BYTES,
             threads: 2,
         }
     }
@@ -394,7 +398,7 @@ impl WsServer {
             links: HashMap::new(),
             dirty: Vec::new(),
             pace: config.pace,
-            max_queue_bytes: config.max_queue_bytes,
+            max_queue_bytes: config.max_queue_bytes.max(MIN_QUEUE_BYTES),
             congested_above: config.congested_above,
             rejected: Rejected::default(),
             events: Vec::new(),
