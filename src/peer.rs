@@ -43,6 +43,8 @@ const PACKET_BYTES_PER_SEND: u64 = 60_000;
 const STREAM_BYTES: usize = 48 << 10;
 /// The same for a stream that has proved to be fast. With a snapshot, it still fits what a transport lets wait.
 const FAST_STREAM_BYTES: usize = 2 * STREAM_BYTES;
+/// It is fast if it sends so much between two times: more than disappears in the system's buffers.
+const MUCH_SENT: usize = 36 << 10;
 /// On streams, unreliable messages that wait have at most so many bytes, or are one that is larger. Newer ones push out
 /// older ones.
 const UNRELIABLE_BYTES: usize = 60_000;
@@ -130,9 +132,9 @@ struct Chunks {
     arrived_bytes: usize,
     /// Messages of which parts have come.
     partial: [Vec<u8>; CHANNELS as usize],
-    /// The stream was last given all that it may have.
-    was_filled: bool,
-    /// What it was given, it had sent by the next time.
+    /// What waited at the stream after it was last given something.
+    left_waiting: usize,
+    /// It sends so much between two times that it may have more.
     is_fast: bool,
 }
 
@@ -395,28 +397,28 @@ impl Chunks {
 
     /// What a stream on which so many bytes wait may have: at least something, unless the peer does not keep up.
     fn take_waiting(&mut self, mut queued: usize) -> Vec<Piece> {
-        if queued > STREAM_BYTES / 2 {
-            self.is_fast = false;
-        } else if self.was_filled && queued < STREAM_BYTES / 4 {
+        let sent = self.left_waiting.saturating_sub(queued);
+        if sent >= MUCH_SENT {
             self.is_fast = true;
+        } else if queued > STREAM_BYTES / 2 && sent < STREAM_BYTES / 4 {
+            self.is_fast = false;
         }
         let most = match self.is_fast {
             true => FAST_STREAM_BYTES,
             false => STREAM_BYTES,
         };
-        self.was_filled = false;
         let mut taken = Vec::new();
         for queue in [&mut self.reliable, &mut self.unreliable] {
             while let Some(next) = queue.messages.front() {
                 let bytes = next.next_bytes();
                 if queued >= LITTLE_QUEUED && queued + bytes > most {
-                    self.was_filled = !taken.is_empty();
                     break;
                 }
                 queued += bytes;
                 taken.extend(queue.take());
             }
         }
+        self.left_waiting = queued;
         taken
     }
 
@@ -800,9 +802,12 @@ mod tests {
         let about = |bytes: usize, most: usize| (most - 2_000..most + 2_000).contains(&bytes);
         assert!(about(bytes(0), STREAM_BYTES));
         assert!(about(bytes(0), FAST_STREAM_BYTES), "all was gone");
-        assert!(about(bytes(8_000), FAST_STREAM_BYTES - 8_000));
-        assert!(bytes(60_000) < 100, "it is slow");
-        assert!(about(bytes(0), STREAM_BYTES));
+        assert!(about(bytes(50_000), FAST_STREAM_BYTES - 50_000));
+        assert!(bytes(90_000) < 100, "it has become slow");
+        for queued in [80_000, 70_000, 60_000, 50_000] {
+            assert!(bytes(queued) < 100);
+        }
+        assert!(about(bytes(40_000), STREAM_BYTES - 40_000));
     }
 
     #[test]
