@@ -16,8 +16,9 @@ export function freePort() {
 
 /** Forwards TCP, and can be cut. */
 export class Proxy {
-  static async to(port) {
-    const proxy = new Proxy(port);
+  /** What goes on comes from this address of loopback: 127.0.0.1 if none is given. */
+  static async to(port, localAddress) {
+    const proxy = new Proxy(port, localAddress);
     await new Promise((resolve, reject) => {
       proxy.server.on("error", reject);
       proxy.server.listen(0, "127.0.0.1", resolve);
@@ -26,7 +27,7 @@ export class Proxy {
     return proxy;
   }
 
-  constructor(port) {
+  constructor(port, localAddress) {
     this.sockets = new Set();
     /** Connections so far. */
     this.accepted = 0;
@@ -37,7 +38,7 @@ export class Proxy {
         return;
       }
       this.accepted += 1;
-      const far = net.connect(port, "127.0.0.1");
+      const far = net.connect({ port, host: "127.0.0.1", localAddress });
       for (const socket of [near, far]) {
         this.sockets.add(socket);
         socket.setNoDelay();

@@ -12,14 +12,13 @@ import { Program } from "./programs.mjs";
 export class Nginx {
   static async start({ sample, folder, upstreams, certificate, log }) {
     const nginx = new Nginx();
-    nginx.host = ownAddress();
     nginx.port = await freePort();
     const plain = await freePort();
     const site = path.join(folder, "site.conf");
     fs.writeFileSync(site, replaceAll(fs.readFileSync(sample, "utf8"), [
       ["listen 80;", `listen 127.0.0.1:${plain};`],
       ["listen [::]:80;", ""],
-      ["listen 443 ssl;", `listen 127.0.0.1:${nginx.port} ssl; listen ${nginx.host}:${nginx.port} ssl;`],
+      ["listen 443 ssl;", `listen 127.0.0.1:${nginx.port} ssl;`],
       ["listen [::]:443 ssl;", ""],
       ["127.0.0.1:5001", `127.0.0.1:${upstreams[0]}`],
       ["127.0.0.1:5002", `127.0.0.1:${upstreams[1]}`],
@@ -46,14 +45,6 @@ export class Nginx {
   stop() {
     return this.program.stop();
   }
-}
-
-/** An address of this machine by which clients can be told from the proxy. */
-function ownAddress() {
-  const addresses = Object.values(os.networkInterfaces()).flat();
-  const own = addresses.find((address) => address.family === "IPv4" && !address.internal);
-  if (!own) throw new Error("this machine has no address but loopback's");
-  return own.address;
 }
 
 /** Replaces what the sample must have. */
