@@ -753,6 +753,28 @@ fn what_was_written_before_a_kick_arrives_over_a_lossy_link_too() {
 }
 
 #[test]
+fn what_was_written_before_a_kick_leaves_before_the_server_does() {
+    // Whether or not snapshots are sent in that frame.
+    for frame in 0..4 {
+        let (mut net, ada, session) = joined(LinkConditions::default());
+        net.run(Ticks(frame));
+        tell(&mut net, session, 1);
+        net.server.world_mut().trigger(Kick {
+            session,
+            reason: "enough".into(),
+        });
+        net.server.world_mut().write_message(AppExit::Success);
+        net.run(Ticks(5));
+        let log = client_log(&mut net, ada);
+        assert_eq!(log.numbered, [1], "{frame}");
+        assert_eq!(
+            log.disconnected,
+            [DisconnectReason::Kicked("enough".into())]
+        );
+    }
+}
+
+#[test]
 fn who_does_not_take_the_last_messages_is_not_waited_for() {
     let (mut net, ada, session) = joined(LinkConditions::default());
     net.client(ada).world_mut().resource_mut::<Log>().numbered = vec![];
