@@ -304,7 +304,7 @@ fn receive<C: Component + Clone>(
 }
 
 /// Takes every snapshot that came, and brings the world up to date.
-fn apply_snapshots(world: &mut World) {
+pub(super) fn apply_snapshots(world: &mut World) {
     world.resource_scope(|world, mut mirror: Mut<Mirror>| {
         let (snapshots, values) = {
             let mut link = world.resource_mut::<Link>();

@@ -16,12 +16,15 @@ use crate::transport::ws::WsClientConfig;
 use crate::transport::{LinkConditions, TransportKind};
 
 pub(crate) mod apply;
+mod arrivals;
 mod connect;
 pub(crate) mod connection;
+mod farewell;
 mod inputs;
 pub(crate) mod interpolate;
 mod link;
 pub(crate) mod messages;
+mod orders;
 mod predict;
 mod reconnect;
 mod smooth;
