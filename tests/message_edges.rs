@@ -626,6 +626,7 @@ fn what_comes_after_a_message_that_waits_keeps_its_order_and_other_channels_go_o
     }
     net.run(Ticks(12));
     let waiting = heard(net.client(ada));
+    assert_eq!(waiting.named, []);
     assert_eq!(
         waiting.ordered,
         ["note 0"],

@@ -2,9 +2,10 @@
 //!
 //! It may do so from any system, observer or command: while snapshots are applied, in a tick that is replayed, while
 //! another connection ends and its copies are despawned. So it waits, and is done at three moments of a frame at which
-//! nothing else is under way: before datagrams are received, after snapshots are applied, and at the end.
+//! nothing else is under way: before datagrams are received, after snapshots are applied, and at the end. What is asked for
+//! between two frames is done at once.
 //!
-//! What ends a session waits for the end of the frame, so that what the game says in that frame is still sent.
+//! But what ends a session waits for the end of the frame, so that what the game says in that frame is still sent.
 
 use std::collections::VecDeque;
 
@@ -35,6 +36,8 @@ pub(super) struct Orders {
     waiting: VecDeque<Order>,
     /// A connection is being changed, and observers hear of it.
     is_busy: bool,
+    /// A frame is under way: snapshots may be being applied.
+    is_in_frame: bool,
 }
 
 impl Orders {
@@ -43,20 +46,21 @@ impl Orders {
     }
 }
 
-/// Does what the game asks for: at once if there is no connection that would have to end, later otherwise.
+/// Does what the game asks for, at once if that can be done and ends no session.
 pub(super) fn give(world: &mut World, order: Order) {
-    let is_free = world.get_resource::<Connection>().is_none_or(|connection| {
-        matches!(
-            connection.state(),
-            ConnectionState::Disconnected | ConnectionState::Failed
-        )
-    });
-    let has_link = world.contains_resource::<Link>();
+    let is_free = !world.contains_resource::<Link>()
+        && world.get_resource::<Connection>().is_none_or(|connection| {
+            matches!(
+                connection.state(),
+                ConnectionState::Disconnected | ConnectionState::Failed
+            )
+        });
     let mut orders = world.get_resource_or_init::<Orders>();
-    if orders.is_busy || !orders.waiting.is_empty() || !is_free || has_link {
-        orders.add(order);
-    } else {
+    let is_at_rest = !orders.is_busy && orders.waiting.is_empty();
+    if is_at_rest && (is_free || !orders.is_in_frame && order.keeps_session()) {
         busy(world, |world| carry_out(world, order));
+    } else {
+        orders.add(order);
     }
 }
 
@@ -70,6 +74,7 @@ pub(super) fn busy(world: &mut World, change: impl FnOnce(&mut World)) {
 /// What was asked for between two frames.
 pub(super) fn start_frame(world: &mut World) {
     carry_out_waiting(world, Order::keeps_session);
+    world.resource_mut::<Orders>().is_in_frame = true;
 }
 
 /// Snapshots are applied, and messages told: now the game hears that the link has ended.
@@ -86,6 +91,7 @@ pub(super) fn after_apply(world: &mut World) {
 /// All that was said in this frame is on its way.
 pub(super) fn end_frame(world: &mut World) {
     carry_out_waiting(world, |_| true);
+    world.resource_mut::<Orders>().is_in_frame = false;
 }
 
 /// Does what waits, up to the first that may not be done now. What is asked for meanwhile has its turn at the next moment,

@@ -78,6 +78,11 @@ impl Departures {
         self.gone.get_mut(&session)
     }
 
+    /// The sessions that the game has despawned in this frame.
+    pub(super) fn sessions(&self) -> impl Iterator<Item = Entity> {
+        self.gone.keys().copied()
+    }
+
     pub(super) fn is_closing(&self) -> bool {
         self.is_closing
     }

@@ -58,7 +58,7 @@ pub(crate) fn receive<M: NetMessage>(
 #[derive(SystemParam)]
 struct Readers<'w, 's> {
     mailboxes: Query<'w, 's, (&'static mut SessionMail, Option<&'static mut Link>)>,
-    sessions: Query<'w, 's, Entity, With<SessionMail>>,
+    sessions: Query<'w, 's, Entity, (With<SessionMail>, With<Session>)>,
     rooms: Query<'w, 's, &'static RoomMembers>,
     /// The player of a listen server is told elsewhere.
     locals: Query<'w, 's, (), (With<Session>, Without<SessionMail>)>,
@@ -71,9 +71,10 @@ impl Readers<'_, '_> {
     /// Lists who gets a message: nobody else is looked at.
     fn find(&self, to: Target, found: &mut Vec<Entity>) {
         match to {
-            Target::All => found.extend(&self.sessions),
+            Target::All => found.extend(self.sessions.iter().chain(self.departures.sessions())),
             Target::AllExcept(other) => {
-                found.extend(self.sessions.iter().filter(|session| *session != other));
+                let all = self.sessions.iter().chain(self.departures.sessions());
+                found.extend(all.filter(|session| *session != other));
             }
             Target::Session(session) => found.push(session),
             Target::Room(room) => {
@@ -85,11 +86,11 @@ impl Readers<'_, '_> {
 
     /// Queues a message. Returns `false` if it will not be sent.
     fn post(&mut self, session: Entity, channel: Channel, letter: Letter) -> bool {
-        let (mail, link) = match self.mailboxes.get_mut(session) {
-            Ok((mail, link)) => (&mut mail.into_inner().0, link.map(Mut::into_inner)),
-            Err(_) => match self.departures.gone(session) {
-                Some(gone) => (&mut gone.mail, gone.link.as_mut()),
-                None => return self.locals.contains(session),
+        let (mail, link) = match self.departures.gone(session) {
+            Some(gone) => (&mut gone.mail, gone.link.as_mut()),
+            None => match self.mailboxes.get_mut(session) {
+                Ok((mail, link)) => (&mut mail.into_inner().0, link.map(Mut::into_inner)),
+                Err(_) => return self.locals.contains(session),
             },
         };
         let peer = link.map(|link| &mut link.peer);
