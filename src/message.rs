@@ -34,7 +34,7 @@ impl<M: Clone + Serialize + DeserializeOwned + Send + Sync + 'static> NetMessage
 /// How messages of a type are delivered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Channel {
-    /// All of them, in the order in which they were written.
+    /// All of them, in the order in which they were written: those of one type in a frame, and all from frame to frame.
     ReliableOrdered,
     /// All of them, each as soon as it is there.
     ReliableUnordered,
@@ -54,7 +54,8 @@ pub const MAX_SERVER_MESSAGE_BYTES: usize = 1 << 20;
 /// and is lost with any of its slices. Larger ones are [given back](Undeliverable).
 pub const MAX_UNRELIABLE_MESSAGE_BYTES: usize = 64_000;
 
-/// A message to the server, written by a client's game.
+/// A message to the server, written by a client's game. What is written in the frame in which the client leaves arrives;
+/// while there is no connection, it [comes back](Undeliverable).
 #[derive(Message, Clone, Debug, PartialEq, Eq, Deref)]
 pub struct ToServer<M: Send + Sync + 'static>(pub M);
 
@@ -85,9 +86,9 @@ pub struct FromServer<M: Send + Sync + 'static>(pub M);
 pub enum Target {
     /// Every session.
     All,
-    /// One session.
+    /// One session. If there is none, the message [comes back](Undeliverable).
     Session(Entity),
-    /// The sessions in a [room](crate::rooms::Room).
+    /// The sessions in a [room](crate::rooms::Room), if there are any.
     Room(Entity),
     /// Every session but this one.
     AllExcept(Entity),

@@ -44,6 +44,7 @@ struct Leaving {
     since: Duration,
     /// When it was last heard that something had come through.
     progress_at: Duration,
+    /// When something was last sent.
     sent_at: Duration,
     is_over: bool,
 }
@@ -115,10 +116,19 @@ fn give_back(world: &mut World, mail: Option<Mailbox>) {
     }
 }
 
-impl Leaving {
-    fn close(mut self, world: &mut World, now: Duration) {
+/// Also when the app goes before the farewell is over.
+impl Drop for Leaving {
+    fn drop(&mut self) {
+        let now = self.sent_at;
         say_goodbye(&mut *self.transport, &mut self.peer, now, &self.reason);
-        give_back(world, Some(self.mail));
+    }
+}
+
+impl Leaving {
+    /// Says goodbye.
+    fn close(mut self, world: &mut World, now: Duration) {
+        self.sent_at = now;
+        give_back(world, Some(self.mail.take()));
     }
 
     /// What the server has taken. All else that it says is for a session that is no more.

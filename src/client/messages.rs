@@ -47,6 +47,9 @@ pub(crate) fn install<M: NetMessage>(app: &mut App) {
         .add_systems(PostUpdate, send::<M>.in_set(TandemSystems::Collect));
 }
 
+/// So many of the entities for which a message waits are remembered: a message can name a million.
+const MAX_MISSING: usize = 16;
+
 pub(crate) fn receive<M: NetMessage>(
     world: &mut World,
     value: &[u8],
@@ -57,7 +60,12 @@ pub(crate) fn receive<M: NetMessage>(
     let message = world.resource::<MessageRule<M>>().decode(
         value,
         &|net| mirror.entity(net),
-        &mut |net| missing.push(net),
+        // When these are here, the others are looked for.
+        &mut |net| {
+            if missing.len() < MAX_MISSING {
+                missing.push(net);
+            }
+        },
     )?;
     if unknown == Unknown::Wait && !missing.is_empty() {
         return Ok(Reading::Waits(missing));

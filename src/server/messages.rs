@@ -164,3 +164,54 @@ fn fits(channel: Channel) -> impl Fn(Letter) -> Result<Letter, String> {
         _ => Ok(letter),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use bevy::ecs::system::RunSystemOnce;
+
+    use super::*;
+    use crate::mailbox::Mailbox;
+    use crate::protocol::reliable::{OutboxLimits, WhenFull};
+    use crate::rooms::{InRoom, Room};
+    use crate::server::TandemServerPlugins;
+    use crate::session::SessionId;
+
+    #[test]
+    fn a_message_looks_only_at_those_whom_it_is_for() {
+        let mut app = App::new();
+        app.add_plugins((MinimalPlugins, TandemServerPlugins::default()));
+        app.finish();
+        app.cleanup();
+        let world = app.world_mut();
+        let room = world.spawn(Room).id();
+        let sessions: Vec<_> = (0..1_000)
+            .map(|n| {
+                let session = Session {
+                    id: SessionId(n),
+                    name: "Ada".into(),
+                    platform: String::new(),
+                };
+                let mail = Mailbox::new(OutboxLimits::SERVER, WhenFull::Refuse);
+                world.spawn((session, SessionMail(mail))).id()
+            })
+            .collect();
+        world.entity_mut(sessions[7]).insert(InRoom(room));
+        world.spawn(InRoom(room));
+        let mut find = |to| {
+            let find = move |readers: Readers| {
+                let mut found = Vec::new();
+                readers.find(to, &mut found);
+                found
+            };
+            world
+                .run_system_once(find)
+                .expect("all its resources are there")
+        };
+        assert_eq!(find(Target::Session(sessions[3])), [sessions[3]]);
+        assert_eq!(find(Target::Room(room)), [sessions[7]]);
+        assert_eq!(find(Target::Room(sessions[1])), []);
+        assert_eq!(find(Target::All).len(), 1_000);
+        let others = find(Target::AllExcept(sessions[0]));
+        assert!(others.len() == 999 && !others.contains(&sessions[0]));
+    }
+}
