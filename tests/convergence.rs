@@ -847,6 +847,111 @@ fn random_worlds_converge_odd() {
     run_share(1, 2);
 }
 
+/// A world of entities that name each other. Each knows its own number, and that of whom it names.
+struct Acquaintances {
+    game: Game,
+    next_number: u32,
+}
+
+impl Acquaintances {
+    const NUMBER: ComponentId = ComponentId(0);
+    const NAMES: ComponentId = ComponentId(1);
+
+    fn random(seed: u64) -> Self {
+        let mut game = Game::random(seed);
+        game.server = Server::new(vec![Layout::Bytes; 2], game.server.tick);
+        game.join();
+        Self {
+            game,
+            next_number: 0,
+        }
+    }
+
+    fn operate(&mut self) {
+        let Game { rng, server, .. } = &mut self.game;
+        let nets: Vec<_> = server.world.keys().copied().collect();
+        let any = |rng: &mut Rng| nets.get(rng.usize(..nets.len().max(1))).copied();
+        match rng.u8(..10) {
+            0..=2 => {
+                let net = server.spawn(PartitionId::GLOBAL, Meta::default(), 1.0);
+                let number = self.next_number.to_le_bytes().to_vec();
+                self.next_number += 1;
+                server.set(net, Self::NUMBER, Value::Bytes(number.into()));
+            }
+            3..=5 => {
+                if let Some(net) = any(rng) {
+                    server.despawn(net);
+                }
+            }
+            6..=8 => {
+                if let (Some(net), Some(named)) = (any(rng), any(rng)) {
+                    let Value::Bytes(number) = &server.world[&named].1.components[&Self::NUMBER]
+                    else {
+                        unreachable!("numbers are bytes")
+                    };
+                    let mut bytes = number.to_vec();
+                    bytes.extend(named.index().to_le_bytes());
+                    bytes.extend(named.generation().to_le_bytes());
+                    server.set(net, Self::NAMES, Value::Bytes(bytes.into()));
+                }
+            }
+            _ if server.clients.len() < 4 => self.game.join(),
+            _ => drop(
+                server
+                    .clients
+                    .swap_remove(rng.usize(..server.clients.len())),
+            ),
+        }
+    }
+
+    /// Whom a copy names is whom the server's entity named when it did.
+    fn check(&self) {
+        let number_of = |copy: &ReplicaEntity| match copy.value(Self::NUMBER) {
+            Some(ValueRef::Bytes(bytes)) => Some(bytes.to_vec()),
+            _ => None,
+        };
+        for client in &self.game.server.clients {
+            for (net, copy) in client.replica.entities() {
+                let Some(ValueRef::Bytes(names)) = copy.value(Self::NAMES) else {
+                    continue;
+                };
+                let word = |at: usize| u32::from_le_bytes(names[at..at + 4].try_into().unwrap());
+                let named = client.replica.entity(NetId::new(word(4), word(8)));
+                if let Some(number) = named.and_then(number_of) {
+                    assert_eq!(number, names[..4], "{net:?} names a stranger");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn references_name_no_strangers_whoever_dies_and_joins() {
+    for seed in 0..300 {
+        let _naming = Naming(seed);
+        let mut world = Acquaintances::random(seed);
+        for _ in 0..150 {
+            for _ in 0..world.game.rng.u32(0..=4) {
+                world.operate();
+            }
+            if world
+                .game
+                .server
+                .tick
+                .0
+                .is_multiple_of(world.game.send_interval)
+            {
+                world.game.server.send();
+            }
+            world.game.server.exchange();
+            world.game.server.tick += Ticks(1);
+            world.check();
+        }
+        world.game.server.settle(1_000);
+        world.check();
+    }
+}
+
 /// One client whose snapshots are delivered and acknowledged by hand.
 struct Pair {
     server: Archive,
@@ -1067,7 +1172,9 @@ fn an_id_is_not_given_out_again_before_its_despawn_is_told() {
     pair.settle(AMPLE);
     assert!(pair.replica.entity(net).is_none());
     pair.server.reclaim(pair.view.forgotten_before());
-    assert_eq!(pair.spawn(PartitionId::GLOBAL, 1.0), net);
+    let successor = pair.spawn(PartitionId::GLOBAL, 1.0);
+    assert_eq!(successor.index(), net.index());
+    assert_ne!(successor, net, "but it is another entity");
 }
 
 #[test]

@@ -319,7 +319,7 @@ fn large_values_neither_panic_nor_pile_up() {
             let _ = replica.handle_snapshot(Tick(0), snapshot, &mut Vec::new());
         }
         let value = ApartValue {
-            net: NetId(rng.u32(0..5_000)),
+            net: NetId::new(rng.u32(0..5_000), rng.u32(0..2)),
             component: ComponentId(rng.u8(..)),
             version: rng.u32(0..70),
             bytes: random_bytes(&mut rng, 400).into(),
@@ -516,7 +516,6 @@ fn handshakes_neither_panic_nor_make_anyone_hold_much() {
                         },
                         first_kept: [rng.u32(..), rng.u32(..)],
                         lost: rng.u64(..),
-                        keeps_entities: rng.bool(),
                     }),
                 },
                 &mut bytes,
@@ -531,6 +530,7 @@ fn handshakes_neither_panic_nor_make_anyone_hold_much() {
             4..=5 => serial::encode(
                 &Control::Value {
                     net: rng.u32(..),
+                    generation: rng.u32(0..3),
                     component: rng.u8(..),
                     version: rng.u32(..),
                     bytes: random_bytes(&mut rng, 100),

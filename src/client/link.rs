@@ -331,12 +331,13 @@ fn receive_messages(
             }
             Ok(Control::Value {
                 net,
+                generation,
                 component,
                 version,
                 bytes,
             }) => {
                 link.values.push(ApartValue {
-                    net: NetId(net),
+                    net: NetId::new(net, generation),
                     component: ComponentId(component),
                     version,
                     bytes: bytes.into(),
@@ -436,11 +437,7 @@ fn go_on(
     }
     deliver_receipts(world, &receipts);
     let max_entities = world.resource::<Settings>().0.max_entities;
-    if resumption.keeps_entities {
-        Mirror::resume(world, tick, max_entities);
-    } else {
-        Mirror::begin(world, session, tick, max_entities);
-    }
+    Mirror::resume(world, tick, max_entities);
     world.resource_mut::<ClientStats>().begin_link();
     connection::change(world, ConnectionState::Connected, Some(session), None);
     Ok(News::Resumed(match resumption.lost {

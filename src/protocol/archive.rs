@@ -26,12 +26,20 @@ impl PartitionId {
 #[derive(Debug)]
 pub struct Archive {
     layouts: Layouts,
-    records: Vec<Option<Record>>,
+    slots: Vec<Slot>,
     partitions: Vec<Option<Partition>>,
-    /// Ids to give out again, lowest first: low ids are short on the wire.
-    free: BinaryHeap<Reverse<NetId>>,
-    /// Ids whose despawn some client may not know yet.
+    /// Indices to give out again, lowest first: low ones are short on the wire.
+    free: BinaryHeap<Reverse<u32>>,
+    /// Ids whose despawn some client may not know yet: their indices would be ambiguous to it.
     retired: VecDeque<(Tick, NetId)>,
+}
+
+/// What has an index.
+#[derive(Debug)]
+struct Slot {
+    /// The newest id with this index.
+    net: NetId,
+    record: Option<Record>,
 }
 
 #[derive(Debug, Default)]
@@ -77,7 +85,7 @@ impl Archive {
     pub fn new(layouts: Layouts) -> Self {
         Self {
             layouts,
-            records: Vec::new(),
+            slots: Vec::new(),
             partitions: vec![Some(Partition::default())],
             free: BinaryHeap::new(),
             retired: VecDeque::new(),
@@ -128,14 +136,8 @@ impl Archive {
             Some(_) => partition,
             None => PartitionId::GLOBAL,
         };
-        let net = self.free.pop().map_or_else(
-            || {
-                self.records.push(None);
-                NetId((self.records.len() - 1) as u32)
-            },
-            |Reverse(net)| net,
-        );
-        self.records[net.0 as usize] = Some(Record {
+        let net = self.give_out();
+        self.slots[net.index() as usize].record = Some(Record {
             partition,
             meta,
             priority: bounded(priority),
@@ -150,13 +152,25 @@ impl Archive {
         net
     }
 
-    /// Removes an entity; its id is given out again once [`Self::reclaim`] says that every client knows.
+    /// An id that no other entity has or had.
+    fn give_out(&mut self) -> NetId {
+        let Some(Reverse(index)) = self.free.pop() else {
+            let net = NetId::new(self.slots.len() as u32, 0);
+            self.slots.push(Slot { net, record: None });
+            return net;
+        };
+        let slot = &mut self.slots[index as usize];
+        slot.net = slot.net.successor();
+        slot.net
+    }
+
+    /// Removes an entity; the index of its id is given out again once [`Self::reclaim`] says that every client knows.
     pub fn despawn(&mut self, tick: Tick, net: NetId) {
         if self.record(net).is_none() {
             return;
         }
         self.leave_partition(tick, net);
-        self.records[net.0 as usize] = None;
+        self.slots[net.index() as usize].record = None;
         self.retired.push_back((tick, net));
     }
 
@@ -254,24 +268,24 @@ impl Archive {
         }
     }
 
-    /// Gives ids free whose despawn happened at or before `known_everywhere`.
+    /// Gives indices free whose despawn happened at or before `known_everywhere`.
     pub fn reclaim(&mut self, known_everywhere: Tick) {
         while let Some(&(tick, net)) = self.retired.front()
             && !tick.is_newer_than(known_everywhere)
         {
             self.retired.pop_front();
-            self.free.push(Reverse(net));
+            self.free.push(Reverse(net.index()));
         }
     }
 
-    /// Number of ids that are not given out again yet, since a client may still know what they stood for.
-    pub fn held_names(&self) -> usize {
+    /// Number of indices that are not given out again yet, since a client may still know what they stood for.
+    pub fn retired(&self) -> usize {
         self.retired.len()
     }
 
     /// Number of entities.
     pub fn len(&self) -> usize {
-        self.records.len() - self.free.len() - self.retired.len()
+        self.slots.len() - self.free.len() - self.retired.len()
     }
 
     /// Whether nothing is replicated.
@@ -281,7 +295,7 @@ impl Archive {
 
     /// Number of quantised values held, over all components and ticks: what is remembered for baselines.
     pub fn remembered_values(&self) -> usize {
-        let records = self.records.iter().flatten();
+        let records = self.slots.iter().flat_map(|slot| &slot.record);
         records
             .flat_map(|record| &record.components)
             .map(|stored| match &stored.value {
@@ -296,7 +310,8 @@ impl Archive {
     }
 
     pub(super) fn record(&self, net: NetId) -> Option<&Record> {
-        self.records.get(net.0 as usize)?.as_ref()
+        let slot = self.slots.get(net.index() as usize)?;
+        slot.record.as_ref().filter(|_| slot.net == net)
     }
 
     /// The entities of a partition, the most recently changed first.
@@ -347,7 +362,8 @@ impl Archive {
     }
 
     fn record_mut(&mut self, net: NetId) -> Option<&mut Record> {
-        self.records.get_mut(net.0 as usize)?.as_mut()
+        let slot = self.slots.get_mut(net.index() as usize)?;
+        slot.record.as_mut().filter(|_| slot.net == net)
     }
 
     fn with_component(
@@ -362,10 +378,10 @@ impl Archive {
             Some(Layout::Bytes) => StoredValue::Bytes(Bytes::new()),
             None => return false,
         };
-        let Some(record) = self
-            .records
-            .get_mut(net.0 as usize)
-            .and_then(Option::as_mut)
+        let slot = self.slots.get_mut(net.index() as usize);
+        let Some(record) = slot
+            .filter(|slot| slot.net == net)
+            .and_then(|slot| slot.record.as_mut())
         else {
             return false;
         };

@@ -14,7 +14,7 @@ use crate::session::SessionId;
 use crate::tick::Tick;
 
 /// Changes whenever what travels on the wire changes its form.
-pub const WIRE_VERSION: u32 = 2;
+pub const WIRE_VERSION: u32 = 3;
 
 /// How many [connect tokens](Control::ConnectToken) a client keeps, and a server remembers of each.
 pub const MAX_CONNECT_TOKENS: usize = 4;
@@ -79,8 +79,6 @@ pub struct Resumption {
     pub first_kept: [u32; STREAMS],
     /// How many of the server's messages are lost: the client was away for longer than they could be kept.
     pub lost: u64,
-    /// Whether entities still have the names under which the client knows them.
-    pub keeps_entities: bool,
 }
 
 /// The server's messages about the connection itself and values too large for snapshots.
@@ -121,8 +119,10 @@ pub enum Control {
     },
     /// A component's value that was too large for a snapshot.
     Value {
-        /// The entity.
+        /// The index of the entity's id.
         net: u32,
+        /// The generation of its id.
+        generation: u32,
         /// The component.
         component: u8,
         /// See [`ApartValue`](super::view::ApartValue).

@@ -19,7 +19,8 @@ use crate::wire::quantize;
 #[derive(Debug)]
 pub struct Replica {
     layouts: Layouts,
-    entities: HashMap<NetId, ReplicaEntity>,
+    /// By the indices of their ids.
+    entities: HashMap<u32, ReplicaEntity>,
     newest: Option<Tick>,
     newest_complete: Option<Tick>,
     early: EarlyValues,
@@ -30,6 +31,7 @@ pub struct Replica {
 /// One replicated entity.
 #[derive(Debug, Default)]
 pub struct ReplicaEntity {
+    generation: u32,
     /// Owner and prediction role.
     pub meta: Meta,
     mentioned: Tick,
@@ -168,18 +170,21 @@ impl Replica {
 
     /// The entities held.
     pub fn entities(&self) -> impl Iterator<Item = (NetId, &ReplicaEntity)> {
-        self.entities.iter().map(|(&net, entity)| (net, entity))
+        self.entities
+            .iter()
+            .map(|(&index, entity)| (NetId::new(index, entity.generation), entity))
     }
 
     /// One entity.
     pub fn entity(&self, net: NetId) -> Option<&ReplicaEntity> {
-        self.entities.get(&net)
+        let entity = self.entities.get(&net.index())?;
+        (entity.generation == net.generation()).then_some(entity)
     }
 
     /// The tick of which an entity's values are known to be the server's: its values have not changed from when they
     /// were received until then.
     pub fn confirmed(&self, net: NetId) -> Option<Tick> {
-        let mentioned = self.entities.get(&net)?.mentioned;
+        let mentioned = self.entity(net)?.mentioned;
         Some(
             self.newest_complete
                 .map_or(mentioned, |complete| complete.latest(mentioned)),
@@ -216,17 +221,19 @@ impl Replica {
             }
             let mut ids = IdCoder::default();
             while input.read_bit()? {
-                let net = ids.read(&mut input)?;
-                self.read_record(&header, net, &mut input, changes)?;
+                let index = ids.read(&mut input)?;
+                self.read_record(&header, index, &mut input, changes)?;
             }
         }
         let complete = input.read_bit()?;
-        for net in gone {
+        for index in gone {
             // What left one place may have entered another, in whichever order they are told. Values that came early
             // stay: they may be for when it comes back.
             let stays = |entity: &ReplicaEntity| entity.mentioned == header.tick;
-            if !self.entities.get(&net).is_some_and(stays) && self.entities.remove(&net).is_some() {
-                changes.push(Change::Despawned(net));
+            if !self.entities.get(&index).is_some_and(stays)
+                && let Some(entity) = self.entities.remove(&index)
+            {
+                changes.push(Change::Despawned(NetId::new(index, entity.generation)));
             }
         }
         self.newest = Some(header.tick);
@@ -241,7 +248,8 @@ impl Replica {
         let key = (value.net, value.component);
         let slot = self
             .entities
-            .get_mut(&key.0)
+            .get_mut(&value.net.index())
+            .filter(|entity| entity.generation == value.net.generation())
             .and_then(|entity| entity.value_mut(key.1));
         if let Some(slot) = slot
             && matches!(slot, Value::Awaited { version } if *version == value.version)
@@ -258,10 +266,33 @@ impl Replica {
         self.early.insert(value);
     }
 
+    /// Sees to it that the entity with this index is the one that is meant.
+    fn make_room(&mut self, net: NetId, changes: &mut Vec<Change>) -> Result<(), SnapshotError> {
+        if let Some(entity) = self.entities.get(&net.index()) {
+            if entity.generation == net.generation() {
+                return Ok(());
+            }
+            // Another has its index now, so it is gone.
+            changes.push(Change::Despawned(NetId::new(
+                net.index(),
+                entity.generation,
+            )));
+        } else if self.entities.len() >= self.max_entities {
+            return Err(SnapshotError::TooManyEntities(self.max_entities));
+        }
+        let entity = ReplicaEntity {
+            generation: net.generation(),
+            ..ReplicaEntity::default()
+        };
+        self.entities.insert(net.index(), entity);
+        changes.push(Change::Spawned(net));
+        Ok(())
+    }
+
     fn read_record(
         &mut self,
         header: &SnapshotHeader,
-        net: NetId,
+        index: u32,
         input: &mut BitReader,
         changes: &mut Vec<Change>,
     ) -> Result<(), SnapshotError> {
@@ -272,16 +303,14 @@ impl Replica {
             Base::Snapshot => Some(header.baseline),
             Base::Own(tick) => Some(tick),
         };
-        if known.is_none() && !self.entities.contains_key(&net) {
-            if self.entities.len() >= self.max_entities {
-                return Err(SnapshotError::TooManyEntities(self.max_entities));
-            }
-            self.entities.insert(net, ReplicaEntity::default());
-            changes.push(Change::Spawned(net));
+        if known.is_none() {
+            let net = snapshot::read_generation(index, input)?;
+            self.make_room(net, changes)?;
         }
-        let Some(entity) = self.entities.get_mut(&net) else {
+        let Some(entity) = self.entities.get_mut(&index) else {
             return Err(SnapshotError::MissingBaseline);
         };
+        let net = NetId::new(index, entity.generation);
         entity.mentioned = tick;
         if known.is_none() || input.read_bit()? {
             let meta = snapshot::read_structure(&self.layouts, input, &mut self.structure)?;
@@ -425,7 +454,7 @@ mod tests {
         let mut replica = Replica::new(Layouts::new([Layout::Bytes]), 10);
         for net in 0..400_000 {
             let value = ApartValue {
-                net: NetId(net),
+                net: NetId::new(net, 0),
                 component: ComponentId(0),
                 version: 0,
                 bytes: Bytes::new(),
@@ -434,7 +463,7 @@ mod tests {
         }
         let held = replica.early.newer.len() + replica.early.older.len();
         assert!(held * size_of::<ApartValue>() <= 2 * EarlyValues::MAX_BYTES);
-        let newest = replica.early.take((NetId(399_999), ComponentId(0)));
+        let newest = replica.early.take((NetId::new(399_999, 0), ComponentId(0)));
         assert!(newest.is_some(), "the newest are the ones that are kept");
     }
 }

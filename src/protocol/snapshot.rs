@@ -2,18 +2,18 @@
 //!
 //! ```text
 //! snapshot   header { 1 block } 0 complete
-//! block      { 1 id } 0  { 1 id record } 0          what is gone, then what changed
+//! block      { 1 index } 0  { 1 index record } 0    what is gone, then what changed
 //! record     0 update                                against the snapshot's baseline
 //!            1 0 full
 //!            1 1 ticks-back update                   against a baseline of its own
-//! full       structure { value }                     one value per component
+//! full       generation structure { value }          one value per component
 //! update     0 { change } | 1 structure { change }   one change per component
 //! change     0 | 1 value                             quantised values: 1 0 delta, or 1 1 words
 //! value      words | 0 length bytes | 1 version      the last when a large value travels as a message
 //! structure  owner role components
 //! ```
 //!
-//! Ids are written as differences to the one before, numbers as Exp-Golomb codes.
+//! Indices are written as differences to the one before, numbers as Exp-Golomb codes.
 
 use super::layout::{ComponentId, Layouts, Meta, NetId, PredictedBy};
 use crate::tick::{Tick, Ticks};
@@ -91,7 +91,7 @@ impl SnapshotHeader {
     }
 }
 
-/// Ids are written as the difference to the one before in the same list.
+/// Indices of ids are written as the difference to the one before in the same list.
 #[derive(Clone, Copy, Default)]
 pub(super) struct IdCoder {
     previous: u32,
@@ -99,15 +99,15 @@ pub(super) struct IdCoder {
 
 impl IdCoder {
     pub fn write(&mut self, net: NetId, out: &mut BitWriter) {
-        let step = net.0.wrapping_sub(self.previous).cast_signed();
+        let step = net.index().wrapping_sub(self.previous).cast_signed();
         out.write_signed_exp_golomb(step, 1);
-        self.previous = net.0;
+        self.previous = net.index();
     }
 
-    pub fn read(&mut self, input: &mut BitReader) -> Result<NetId, WireError> {
+    pub fn read(&mut self, input: &mut BitReader) -> Result<u32, WireError> {
         let step = input.read_signed_exp_golomb(1)?;
         self.previous = self.previous.wrapping_add_signed(step);
-        Ok(NetId(self.previous))
+        Ok(self.previous)
     }
 }
 
@@ -140,6 +140,15 @@ impl Base {
         }
         Ok(Self::Own(tick - Ticks(input.read_exp_golomb(3)?)))
     }
+}
+
+/// Tells a whole entity from others that have or had its index. Most have no predecessors: one bit.
+pub(super) fn write_generation(net: NetId, out: &mut BitWriter) {
+    out.write_exp_golomb(net.generation(), 0);
+}
+
+pub(super) fn read_generation(index: u32, input: &mut BitReader) -> Result<NetId, WireError> {
+    Ok(NetId::new(index, input.read_exp_golomb(0)?))
 }
 
 pub(super) fn write_structure(

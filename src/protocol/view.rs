@@ -35,7 +35,6 @@ pub struct View {
     /// Whole entities of which nothing was sent yet, in the order in which they will be. Stale names as above.
     backlog: VecDeque<NetId>,
     in_flight: VecDeque<InFlight>,
-    knows_all: bool,
     /// Number of the next snapshot: orders what was sent against what became an exception.
     next_number: u64,
     apart: HashMap<NetId, SentApart>,
@@ -77,7 +76,6 @@ struct InFlight {
     seq: u16,
     tick: Tick,
     number: u64,
-    is_complete: bool,
     exceptions: Vec<NetId>,
 }
 
@@ -193,7 +191,6 @@ impl View {
             active: Vec::new(),
             backlog: VecDeque::new(),
             in_flight: VecDeque::new(),
-            knows_all: false,
             next_number: 0,
             apart: HashMap::default(),
         }
@@ -202,11 +199,6 @@ impl View {
     /// Everything up to this tick is known to the client, save for exceptions.
     pub fn baseline(&self) -> Tick {
         self.baseline
-    }
-
-    /// Whether the client once had everything, and so has nothing left of what it had before.
-    pub fn knows_all(&self) -> bool {
-        self.knows_all
     }
 
     /// The partitions that are seen.
@@ -290,7 +282,6 @@ impl View {
             return;
         };
         self.baseline = self.baseline.latest(sent.tick);
-        self.knows_all |= sent.is_complete;
         for net in sent.exceptions {
             let Some(exception) = self.exceptions.get_mut(&net) else {
                 continue;
@@ -358,7 +349,6 @@ impl View {
             seq,
             tick,
             number: pass.number,
-            is_complete: encoded.complete,
             exceptions: sent,
         });
         encoded
@@ -493,6 +483,7 @@ impl View {
                 };
                 write_record(
                     pass.archive,
+                    candidate.net,
                     record,
                     candidate.base,
                     self.baseline,
@@ -851,10 +842,18 @@ impl Block {
             out.write_bit(true);
             ids.write(net, &mut out);
             base.write(pass.tick, &mut out);
-            write_record(archive, record, base, baseline, &mut out, |_, bytes| {
-                is_shareable &= bytes.len() <= MAX_INLINE_BYTES;
-                false
-            });
+            write_record(
+                archive,
+                net,
+                record,
+                base,
+                baseline,
+                &mut out,
+                |_, bytes| {
+                    is_shareable &= bytes.len() <= MAX_INLINE_BYTES;
+                    false
+                },
+            );
             if !is_shareable || out.bit_len() > pass.end {
                 return None;
             }
@@ -872,6 +871,7 @@ impl Block {
 /// `goes_apart` decides which serialised values are only announced.
 fn write_record(
     archive: &Archive,
+    net: NetId,
     record: &Record,
     base: Base,
     baseline: Tick,
@@ -885,8 +885,9 @@ fn write_record(
     };
     let structure_is_known =
         known.is_some_and(|known| !record.structure_changed.is_newer_than(known));
-    if known.is_some() {
-        out.write_bit(!structure_is_known);
+    match known {
+        None => snapshot::write_generation(net, out),
+        Some(_) => out.write_bit(!structure_is_known),
     }
     if !structure_is_known {
         let ids = record.components.iter().map(|stored| stored.id);
@@ -969,7 +970,7 @@ mod tests {
     fn an_ordinary_client_gets_the_same_bytes_from_the_shared_block_as_from_its_own() {
         let (mut archive, nets) = archive(50);
         for &net in &nets {
-            archive.set_words(Tick(1), net, ComponentId(0), &[net.0, 7]);
+            archive.set_words(Tick(1), net, ComponentId(0), &[net.index(), 7]);
         }
         let mut view = settled_view(&archive);
         for (index, &net) in nets.iter().enumerate() {

@@ -63,13 +63,15 @@ impl Plugin for ReplicationPlugin {
 #[derive(Resource)]
 pub(crate) struct Replication {
     pub archive: Archive,
-    entities: Vec<Option<Entity>>,
+    /// By the indices of their ids.
+    entities: Vec<Option<(NetId, Entity)>>,
 }
 
 impl Replication {
     /// The entity that clients know by this id.
     pub fn entity(&self, net: NetId) -> Option<Entity> {
-        self.entities.get(net.0 as usize).copied().flatten()
+        let (known, entity) = (*self.entities.get(net.index() as usize)?)?;
+        (known == net).then_some(entity)
     }
 }
 
@@ -227,7 +229,7 @@ fn apply_pending(world: &mut World) {
         let Replication { archive, entities } = &mut *replication;
         for net in pending.retired {
             archive.despawn(tick, net);
-            entities[net.0 as usize] = None;
+            entities[net.index() as usize] = None;
         }
         let mut admitted = Vec::new();
         for entity in pending.admitted {
@@ -240,9 +242,9 @@ fn apply_pending(world: &mut World) {
             let (meta, priority) = describe(world, entity);
             let partition = rooms::place(world, archive, entity);
             let net = archive.spawn(tick, partition, meta, priority);
-            let index = net.0 as usize;
+            let index = net.index() as usize;
             entities.resize(entities.len().max(index + 1), None);
-            entities[index] = Some(entity);
+            entities[index] = Some((net, entity));
             world.entity_mut(entity).insert(NetEntity(net));
             admitted.push((entity, net));
         }

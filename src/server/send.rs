@@ -10,7 +10,6 @@ use super::collect::Replication;
 use super::farewell;
 use super::inputs::SessionInputs;
 use super::links::{Link, LinkStats, Links, SessionMail};
-use super::sessions::Holds;
 use crate::peer::{CONTROL_CHANNEL, ChunkKind};
 use crate::protocol::archive::PartitionId;
 use crate::protocol::handshake::Control;
@@ -179,7 +178,8 @@ fn send_snapshots(
         *bytes_out += to.sent;
         for value in apart.drain(..) {
             let control = Control::Value {
-                net: value.net.0,
+                net: value.net.index(),
+                generation: value.net.generation(),
                 component: value.component.0,
                 version: value.version,
                 bytes: value.bytes.to_vec(),
@@ -211,17 +211,12 @@ fn resend_after(stats: &LinkStats, tick: Duration, interval: Ticks) -> Ticks {
     Ticks((round_trip.as_secs_f64() / tick.as_secs_f64()).ceil() as u32 + interval.0 + 1)
 }
 
-/// Names of despawned entities that may be kept for clients who are away.
-const MAX_HELD_NAMES: usize = 1 << 16;
-
 /// Lets go of history, tombstones and ids that no client needs any more.
 fn forget_what_all_know(
     views: Query<&Outgoing>,
-    mut held: Query<(Entity, &mut Holds, Option<&Outgoing>)>,
     mut replication: ResMut<Replication>,
     tick: Res<CurrentTick>,
     mut oldest: Local<bevy::platform::collections::HashMap<PartitionId, Tick>>,
-    mut commands: Commands,
 ) {
     oldest.clear();
     let mut known_everywhere = tick.0;
@@ -234,17 +229,6 @@ fn forget_what_all_know(
         }
     }
     let archive = &mut replication.archive;
-    for (session, mut holds, outgoing) in &mut held {
-        if outgoing.is_some_and(|outgoing| outgoing.view.knows_all()) {
-            commands.entity(session).remove::<Holds>();
-            continue;
-        }
-        // Whoever comes back too late starts over, rather than that names run out.
-        holds.keeps_entities &= archive.held_names() < MAX_HELD_NAMES;
-        if holds.keeps_entities {
-            known_everywhere = known_everywhere.earliest(holds.since);
-        }
-    }
     archive.forget(|partition| oldest.get(&partition).copied().unwrap_or(tick.0));
     archive.reclaim(known_everywhere);
 }
