@@ -1,18 +1,18 @@
 //! Whatever the network does, every client ends up with exactly what it should see.
 //!
 //! A server (an archive, one view per client) and its clients (replicas) over links that lose, reorder, duplicate and
-//! fall silent. Worlds, operations, budgets and links are random, from a seed; a failure names it:
+//! fall silent, with snapshots that clients must refuse and views that start over. Worlds, operations, budgets and links are random, from a seed; a failure names it:
 //!
 //!     CONVERGENCE_SEED=123 cargo test --test convergence random_worlds_converge
 //!
 //! `CONVERGENCE_CASES` sets the number of worlds (default 3,000).
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::rc::Rc;
 
 use bevy_tandem::protocol::archive::{Archive, PartitionId};
 use bevy_tandem::protocol::layout::{ComponentId, Layout, Layouts, Meta, NetId, PredictedBy};
-use bevy_tandem::protocol::replica::{Change, Replica, ReplicaEntity, ValueRef};
+use bevy_tandem::protocol::replica::{Change, Replica, ReplicaEntity, SnapshotError, ValueRef};
 use bevy_tandem::protocol::view::{ApartValue, BlockCache, Encoded, SnapshotBudget, View};
 use bevy_tandem::tick::{Tick, Ticks};
 use bevy_tandem::wire::bits::BitWriter;
@@ -89,6 +89,10 @@ struct Client {
     taken: VecDeque<u16>,
     /// What a game would have: built of nothing but the changes that it is told.
     mirror: BTreeMap<NetId, Entity>,
+    /// Those of it that the server has not named since it started over.
+    unconfirmed: BTreeSet<NetId>,
+    /// How often it may still start over at its client's request, as the server limits that.
+    next_resync: Tick,
     changes: Vec<Change>,
     /// What was seen at past sends.
     saw: HashMap<Tick, Vec<PartitionId>>,
@@ -101,14 +105,23 @@ struct Link {
     rng: Rng,
     loss: f32,
     duplication: f32,
+    /// Share of the snapshots that come with their ends cut off, though the datagram is whole.
+    breakage: f32,
     latency: u32,
     jitter: u32,
     /// Until these ticks, nothing comes through.
     down_until: Tick,
     up_until: Tick,
     down: Vec<(Tick, u16, Rc<[u8]>)>,
-    up: Vec<(Tick, Vec<u16>)>,
+    up: Vec<(Tick, Up)>,
     messages: VecDeque<(Tick, ApartValue)>,
+}
+
+/// What a client says.
+#[derive(Clone)]
+struct Up {
+    acks: Vec<u16>,
+    resync: Option<u8>,
 }
 
 impl Link {
@@ -117,6 +130,7 @@ impl Link {
             rng: Rng::with_seed(0),
             loss: 0.0,
             duplication: 0.0,
+            breakage: 0.0,
             latency: 1,
             jitter: 0,
             down_until: Tick(0),
@@ -132,6 +146,7 @@ impl Link {
             rng: rng.fork(),
             loss: [0.0, 0.05, 0.2, 0.5][rng.usize(..4)],
             duplication: [0.0, 0.1][rng.usize(..2)],
+            breakage: [0.0, 0.0, 0.02, 0.2][rng.usize(..4)],
             latency: rng.u32(0..8),
             jitter: [0, 1, 6][rng.usize(..3)],
             down_until: now,
@@ -161,11 +176,11 @@ impl Link {
         }
     }
 
-    fn send_up(&mut self, now: Tick, acks: Vec<u16>) {
+    fn send_up(&mut self, now: Tick, what: Up) {
         for _ in 0..self.copies() {
             if !self.is_lost(now, self.up_until) {
                 let due = self.arrival(now);
-                self.up.push((due, acks.clone()));
+                self.up.push((due, what.clone()));
             }
         }
     }
@@ -208,6 +223,8 @@ impl Client {
             newest_seq: None,
             taken: VecDeque::new(),
             mirror: BTreeMap::new(),
+            unconfirmed: BTreeSet::new(),
+            next_resync: server.tick,
             changes: Vec::new(),
             saw: HashMap::new(),
             last: Encoded::default(),
@@ -238,10 +255,18 @@ impl Client {
                 continue; // neither read nor acknowledged
             }
             self.newest_seq = Some(seq);
-            let taken = self
-                .replica
-                .handle_snapshot(now, &bytes, &mut self.changes)
-                .unwrap_or_else(|error| panic!("at {now}, datagram {seq}: {error}"));
+            let is_broken = self.link.rng.f32() < self.link.breakage;
+            if is_broken {
+                self.refuse(now, &bytes);
+                continue;
+            }
+            let is_given_up = self.replica.resync_epoch();
+            let taken = match self.replica.handle_snapshot(now, &bytes, &mut self.changes) {
+                Ok(taken) => taken,
+                Err(SnapshotError::GivenUp) if is_given_up.is_some() => continue,
+                Err(error) => panic!("at {now}, datagram {seq}: {error}"),
+            };
+            assert_eq!(self.replica.resync_epoch(), None, "it goes on");
             self.follow_changes();
             self.taken.push_back(seq);
             self.taken.retain(|old| seq.wrapping_sub(*old) < 32);
@@ -249,6 +274,9 @@ impl Client {
             if taken.complete {
                 let seen = visible(&past[&tick], &self.saw[&tick]);
                 self.assert_has(seen, &format!("a complete snapshot of {tick}"));
+                for net in std::mem::take(&mut self.unconfirmed) {
+                    self.mirror.remove(&net);
+                }
             }
         }
         for (net, copy) in self.replica.entities() {
@@ -262,14 +290,43 @@ impl Client {
             );
         }
         if self.newest_seq.is_some() {
-            self.link.send_up(now, self.taken.iter().copied().collect());
+            let what = Up {
+                acks: self.taken.iter().copied().collect(),
+                resync: self.replica.resync_epoch(),
+            };
+            self.link.send_up(now, what);
         }
+    }
+
+    /// A snapshot of which only a part is there: nothing of it must be seen.
+    fn refuse(&mut self, now: Tick, bytes: &[u8]) {
+        let state = |replica: &Replica| {
+            let mut entities: Vec<_> = replica
+                .entities()
+                .map(|(net, copy)| (net, format!("{copy:?}")))
+                .collect();
+            entities.sort();
+            (entities, replica.newest(), replica.newest_complete())
+        };
+        let before = state(&self.replica);
+        let part = &bytes[..self.link.rng.usize(..bytes.len())];
+        let outcome = self.replica.handle_snapshot(now, part, &mut self.changes);
+        assert!(outcome.is_err(), "half a snapshot is none");
+        assert_eq!(self.changes, [], "nothing of it is told");
+        assert_eq!(state(&self.replica), before, "nothing of it is kept");
+        assert!(self.replica.resync_epoch().is_some());
     }
 
     fn follow_changes(&mut self) {
         for change in self.changes.drain(..) {
             match change {
+                Change::StartedOver => {
+                    self.unconfirmed = self.mirror.keys().copied().collect();
+                }
                 Change::Spawned(net) => {
+                    if self.unconfirmed.remove(&net) {
+                        self.mirror.remove(&net);
+                    }
                     let meta = self.replica.entity(net).map(|copy| copy.meta);
                     let spawned = Entity {
                         meta: meta.unwrap_or_default(),
@@ -487,9 +544,15 @@ impl Server {
     fn exchange(&mut self) {
         for client in &mut self.clients {
             client.receive(self.tick, &self.past);
-            for acks in take_due(&mut client.link.up, self.tick) {
-                for seq in acks {
+            for up in take_due(&mut client.link.up, self.tick) {
+                for seq in up.acks {
                     client.view.handle_ack(seq);
+                }
+                if up.resync == Some(client.view.epoch())
+                    && !client.next_resync.is_newer_than(self.tick)
+                {
+                    client.next_resync = self.tick + Ticks(10);
+                    client.view.start_over(&self.archive, self.tick);
                 }
             }
         }
@@ -505,6 +568,7 @@ impl Server {
     fn is_settled(&self) -> bool {
         self.clients.iter().all(|client| {
             client.view.exceptions() == 0
+                && client.replica.resync_epoch().is_none()
                 && client.last.complete
                 && client.last.entities == 0
                 && client.link.messages.is_empty()
@@ -515,6 +579,7 @@ impl Server {
     fn settle(&mut self, max_ticks: u32) {
         for client in &mut self.clients {
             client.link.loss = 0.0;
+            client.link.breakage = 0.0;
             client.link.down_until = self.tick;
             client.link.up_until = self.tick;
         }
@@ -675,7 +740,7 @@ impl Game {
             39 if !server.clients.is_empty() => {
                 let client = rng.usize(..server.clients.len());
                 let view = &mut server.clients[client].view;
-                view.resync(&server.archive, server.tick);
+                view.start_over(&server.archive, server.tick);
             }
             40 if rng.u8(..4) == 0 => {
                 if server.partitions.len() > 1 && rng.bool() {
@@ -845,6 +910,108 @@ fn random_worlds_converge_even() {
 #[test]
 fn random_worlds_converge_odd() {
     run_share(1, 2);
+}
+
+#[test]
+fn a_refused_snapshot_is_never_built_upon() {
+    let mut pair = Pair::new();
+    let nets: Vec<_> = (0..20)
+        .map(|_| pair.spawn(PartitionId::GLOBAL, 1.0))
+        .collect();
+    pair.settle(AMPLE);
+    pair.server.despawn(pair.tick, nets[0]);
+    pair.set_text(nets[1], TEXT, b"spear");
+    let news = pair.encode(AMPLE);
+    let part = &news.bytes[..news.bytes.len() - 1];
+    let mut changes = Vec::new();
+    let outcome = pair.replica.handle_snapshot(pair.tick, part, &mut changes);
+    assert!(matches!(outcome, Err(SnapshotError::Malformed(_))));
+    assert_eq!(changes, []);
+    assert_eq!(pair.count(), 20);
+
+    // What comes next in this epoch is refused as well, and the game keeps what it has.
+    let next = pair.encode(AMPLE);
+    let outcome = pair
+        .replica
+        .handle_snapshot(pair.tick, &next.bytes, &mut changes);
+    assert_eq!(outcome, Err(SnapshotError::GivenUp));
+    assert_eq!(pair.replica.resync_epoch(), Some(pair.view.epoch()));
+
+    pair.view.start_over(&pair.server, pair.tick);
+    pair.ack(&next); // of an epoch that is over: it means nothing
+    let anew = pair.encode(AMPLE);
+    let changes = pair.deliver(&anew);
+    assert_eq!(changes.first(), Some(&Change::StartedOver));
+    assert_eq!(pair.replica.resync_epoch(), None);
+    assert_eq!(pair.count(), 19);
+    assert_eq!(pair.text(nets[1], TEXT), Some(b"spear".to_vec()));
+    pair.ack(&anew);
+    pair.settle(AMPLE);
+}
+
+#[test]
+fn a_replica_that_is_full_refuses_and_keeps_what_it_has() {
+    let mut pair = Pair::new();
+    pair.replica = Replica::new(pair.server.layouts().clone(), 3);
+    for _ in 0..3 {
+        pair.spawn(PartitionId::GLOBAL, 1.0);
+    }
+    pair.settle(AMPLE);
+    let extra = pair.spawn(PartitionId::GLOBAL, 1.0);
+    let snapshot = pair.encode(AMPLE);
+    let outcome = pair
+        .replica
+        .handle_snapshot(pair.tick, &snapshot.bytes, &mut Vec::new());
+    assert_eq!(outcome, Err(SnapshotError::TooManyEntities(3)));
+    assert_eq!(pair.count(), 3);
+    pair.server.despawn(pair.tick, extra);
+    pair.view.start_over(&pair.server, pair.tick);
+    pair.settle(AMPLE);
+    assert_eq!(pair.count(), 3);
+}
+
+#[test]
+fn a_component_that_was_removed_and_inserted_again_is_told_as_both_once() {
+    for value in [b"same!", b"other"] {
+        let mut pair = Pair::new();
+        let net = pair.spawn(PartitionId::GLOBAL, 1.0);
+        pair.set_text(net, TEXT, b"same!");
+        let late = pair.spawn(PartitionId::GLOBAL, 1.0);
+        pair.settle(AMPLE);
+        for net in [net, late] {
+            pair.server.remove(pair.tick, net, TEXT);
+            pair.set_text(net, TEXT, value);
+        }
+        let anew = [
+            Change::Removed(net, TEXT),
+            Change::Set(net, TEXT),
+            Change::Set(late, TEXT),
+        ];
+        let first = pair.encode(AMPLE);
+        assert_eq!(pair.deliver(&first), anew);
+        // Unacknowledged, it is told again.
+        let again = pair.encode(AMPLE);
+        assert!(again.encoded.entities > 0);
+        assert_eq!(pair.deliver(&again), []);
+        pair.ack(&again);
+        // Changes in place are no insertions.
+        pair.set_text(net, TEXT, b"third");
+        let third = pair.encode(AMPLE);
+        assert_eq!(pair.deliver(&third), [Change::Set(net, TEXT)]);
+        // Nor is the whole entity, told again.
+        pair.ack(&third);
+        let room = pair.server.add_partition();
+        pair.see(&[PartitionId::GLOBAL, room]);
+        pair.move_to(net, room);
+        let moved = pair.encode(AMPLE);
+        assert_eq!(pair.deliver(&moved), []);
+        // But what happened on the way is.
+        pair.server.remove(pair.tick, net, TEXT);
+        pair.set_text(net, TEXT, b"third");
+        let anew = [Change::Removed(net, TEXT), Change::Set(net, TEXT)];
+        let moved = pair.encode(AMPLE);
+        assert_eq!(pair.deliver(&moved), anew);
+    }
 }
 
 /// A world of entities that name each other. Each knows its own number, and that of whom it names.
@@ -1195,7 +1362,7 @@ fn what_is_hidden_while_it_waits_to_be_sent_again_is_taken_away() {
     let mut pair = Pair::new();
     let net = pair.spawn(PartitionId::GLOBAL, 1.0);
     pair.settle(AMPLE);
-    pair.view.resync(&pair.server, pair.tick);
+    pair.view.start_over(&pair.server, pair.tick);
     pair.see(&[]);
     pair.settle(AMPLE);
     assert!(pair.replica.entity(net).is_none());
@@ -1254,7 +1421,7 @@ fn a_value_that_goes_apart_only_when_crowded_arrives_either_way() {
             let text = pair.text(net, ComponentId(component));
             assert_eq!(text, Some(vec![component; 200]), "with {max_bytes} bytes");
         }
-        pair.view.resync(&pair.server, pair.tick);
+        pair.view.start_over(&pair.server, pair.tick);
     }
 }
 

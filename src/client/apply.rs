@@ -57,8 +57,6 @@ pub(crate) struct Mirror {
     previous_snapshot: Option<Tick>,
     /// Copies from before the link was lost, of which the server has not spoken since.
     unconfirmed: HashSet<NetId>,
-    /// A snapshot could not be used, though it was acknowledged: the client must be told everything again.
-    needs_resync: bool,
     changes: Vec<Change>,
 }
 
@@ -111,7 +109,6 @@ impl Mirror {
             leaving: Vec::new(),
             previous_snapshot: None,
             unconfirmed: HashSet::default(),
-            needs_resync: false,
             changes: Vec::new(),
         }
     }
@@ -145,7 +142,6 @@ impl Mirror {
         mirror.replica = Replica::new(mirror.layouts.clone(), max_entities);
         mirror.anchor = anchor;
         mirror.previous_snapshot = None;
-        mirror.needs_resync = false;
         mirror.waiting.clear();
         mirror.unconfirmed = mirror.locals.keys().copied().collect();
         for (_, entity) in std::mem::take(&mut mirror.leaving) {
@@ -226,9 +222,9 @@ impl Mirror {
         }
     }
 
-    /// Whether snapshots have become unusable. Says so once.
-    pub fn wants_resync(&mut self) -> bool {
-        std::mem::take(&mut self.needs_resync)
+    /// The epoch in which snapshots have become unusable, until one of another has come.
+    pub fn resync_epoch(&self) -> Option<u8> {
+        self.replica.resync_epoch()
     }
 
     fn role_of(&self, meta: Meta) -> Role {
@@ -321,7 +317,7 @@ fn apply_snapshots(world: &mut World) {
             changes.clear();
             mirror.changes = changes;
         }
-        for snapshot in snapshots {
+        for (seq, snapshot) in snapshots {
             let mut changes = std::mem::take(&mut mirror.changes);
             let anchor = mirror.anchor;
             let outcome = mirror
@@ -338,9 +334,10 @@ fn apply_snapshots(world: &mut World) {
                 Ok(taken) => take_note(world, &mut mirror, taken),
                 Err(error) => {
                     world.resource_mut::<ClientStats>().snapshots_dropped += 1;
-                    if error != SnapshotError::Stale {
+                    // What is not taken must not be built upon.
+                    world.resource_mut::<Link>().peer.acks.withhold(seq);
+                    if !matches!(error, SnapshotError::Stale | SnapshotError::GivenUp) {
                         debug!("a snapshot is not taken: {error}");
-                        mirror.needs_resync = true;
                     }
                 }
             }
@@ -411,6 +408,10 @@ fn apply_changes(world: &mut World, mirror: &mut Mirror, changes: &[Change], tic
     let held = mirror.previous_snapshot.unwrap_or(tick);
     for &change in changes {
         match change {
+            Change::StartedOver => {
+                mirror.waiting.clear();
+                mirror.unconfirmed = mirror.locals.keys().copied().collect();
+            }
             Change::Spawned(net) if mirror.unconfirmed.remove(&net) => {
                 find_again(world, mirror, net, tick);
             }

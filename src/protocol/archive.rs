@@ -55,6 +55,7 @@ pub(super) struct Record {
     pub partition: PartitionId,
     pub meta: Meta,
     pub priority: f32,
+    pub spawned: Tick,
     /// When it came into its partition.
     pub entered: Tick,
     /// When its owner, role or set of components last changed.
@@ -70,6 +71,8 @@ pub(super) struct Record {
 #[derive(Debug)]
 pub(super) struct Stored {
     pub id: ComponentId,
+    /// Since when the entity has it without a break.
+    pub inserted: Tick,
     pub changed: Tick,
     pub value: StoredValue,
 }
@@ -141,6 +144,7 @@ impl Archive {
             partition,
             meta,
             priority: bounded(priority),
+            spawned: tick,
             entered: tick,
             structure_changed: tick,
             changed: tick,
@@ -305,7 +309,8 @@ impl Archive {
             .sum()
     }
 
-    pub(super) fn layouts(&self) -> &Layouts {
+    /// How the components of its entities look.
+    pub fn layouts(&self) -> &Layouts {
         &self.layouts
     }
 
@@ -393,6 +398,7 @@ impl Archive {
             Err(index) => {
                 let stored = Stored {
                     id,
+                    inserted: tick,
                     changed: tick,
                     value: empty,
                 };

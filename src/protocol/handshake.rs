@@ -61,8 +61,11 @@ pub enum Intent {
 /// What a client asks of the server later on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Request {
-    /// To be told everything again: it could not use a snapshot.
-    Resync,
+    /// To be told everything again: it could not use a snapshot. Said until snapshots of another epoch come.
+    Resync {
+        /// The epoch that is of no use any more.
+        epoch: u8,
+    },
     /// The client has its new resume token, so the one before is void.
     ConfirmToken {
         /// See [`ResumeToken::receipt`]. Little endian, so that its length tells nothing and is always the same.

@@ -159,6 +159,11 @@ impl History {
         }
     }
 
+    /// Words in a value.
+    pub fn words(&self) -> usize {
+        self.stride as usize - 1
+    }
+
     /// Number of values held.
     pub fn len(&self) -> usize {
         self.len as usize

@@ -27,6 +27,8 @@ use crate::wire::quantize;
 #[derive(Debug)]
 pub struct View {
     partitions: SmallVec<[PartitionId; 2]>,
+    /// How often it has started over, modulo [`snapshot::EPOCHS`].
+    epoch: u8,
     baseline: Tick,
     previous: Tick,
     exceptions: HashMap<NetId, Exception>,
@@ -184,6 +186,7 @@ impl View {
     pub fn new(now: Tick) -> Self {
         Self {
             partitions: SmallVec::new(),
+            epoch: 0,
             // What still happens in this tick is news.
             baseline: now - Ticks(1),
             previous: now,
@@ -251,15 +254,41 @@ impl View {
         }
     }
 
-    /// Starts over, as if nothing were known of what the client has: everything is sent again.
-    pub fn resync(&mut self, archive: &Archive, now: Tick) {
-        self.apart.clear();
-        for partition in self.partitions.clone() {
-            for (net, _) in by_priority(archive, partition) {
-                self.except(net, Knowledge::Unknown, now);
-            }
-        }
+    /// Starts over, as if the client knew nothing: everything is sent again, in a new epoch, and acknowledgements of
+    /// what was sent before say nothing any more. The client forgets what it had when it sees the new epoch.
+    pub fn start_over(&mut self, archive: &Archive, now: Tick) {
+        let partitions = std::mem::take(&mut self.partitions);
+        *self = Self {
+            epoch: (self.epoch + 1) % snapshot::EPOCHS,
+            previous: self.previous,
+            next_number: self.next_number,
+            ..Self::new(now)
+        };
+        self.set_partitions(archive, now, &partitions);
     }
+
+    /// How often this view has started over, modulo [`EPOCHS`](super::snapshot::EPOCHS).
+    pub fn epoch(&self) -> u8 {
+        self.epoch
+    }
+
+    /// Whether the client has acknowledged nothing for so long that the archive keeps too much for it alone: what was
+    /// despawned, and the past of what changed. It had better [start over](Self::start_over) then.
+    ///
+    /// 1,200 ticks are longer than links take to recover, if they do. When much is despawned, it is as many as
+    /// [`Self::MAX_RETIRED`] ids allow, but at least two seconds.
+    pub fn is_left_behind(&self, archive: &Archive, now: Tick) -> bool {
+        let behind = now.distance_from(self.forgotten_before());
+        let limit = match archive.retired() > Self::MAX_RETIRED {
+            true => Self::MAX_TICKS_BEHIND / 10,
+            false => Self::MAX_TICKS_BEHIND,
+        };
+        behind > limit
+    }
+
+    const MAX_TICKS_BEHIND: i32 = 1_200;
+    /// Ids that may wait to be given out again.
+    const MAX_RETIRED: usize = 16_384;
 
     /// A value could not be sent as a message; its entity is sent again, with its large values.
     pub fn handle_unsent(&mut self, value: &ApartValue, now: Tick) {
@@ -329,6 +358,7 @@ impl View {
         self.next_number += 1;
         let header = SnapshotHeader {
             tick,
+            epoch: self.epoch,
             baseline: self.baseline,
             previous: self.previous,
             inputs,
@@ -486,6 +516,7 @@ impl View {
                     candidate.net,
                     record,
                     candidate.base,
+                    pass.tick,
                     self.baseline,
                     out,
                     goes_apart,
@@ -874,6 +905,7 @@ fn write_record(
     net: NetId,
     record: &Record,
     base: Base,
+    tick: Tick,
     baseline: Tick,
     out: &mut BitWriter,
     mut goes_apart: impl FnMut(ComponentId, &[u8]) -> bool,
@@ -893,6 +925,8 @@ fn write_record(
         let ids = record.components.iter().map(|stored| stored.id);
         snapshot::write_structure(record.meta, ids, out);
     }
+    // What came with the entity needs no telling.
+    let known_insertions = known.unwrap_or(record.spawned);
     for stored in &record.components {
         if let Some(known) = known {
             let is_new = stored.changed.is_newer_than(known);
@@ -900,6 +934,10 @@ fn write_record(
             if !is_new {
                 continue;
             }
+        }
+        if !structure_is_known {
+            let is_news = stored.inserted.is_newer_than(known_insertions);
+            snapshot::write_age(is_news.then_some(stored.inserted), tick, out);
         }
         match &stored.value {
             StoredValue::Words(history) => {

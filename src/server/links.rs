@@ -383,7 +383,7 @@ fn receive_messages(
 ) -> Result<(), DisconnectReason> {
     while let Some(bytes) = next_message(world, session, CONTROL_CHANNEL) {
         match serial::decode(&bytes).map_err(|_| violation(&"not a request"))? {
-            Request::Resync => resync(world, session),
+            Request::Resync { epoch } => resync(world, session, epoch),
             Request::ConfirmToken { receipt } => {
                 sessions::confirm_token(world, session, u32::from_le_bytes(receipt));
             }
@@ -488,14 +488,16 @@ fn receive_held(
 /// It is work, so a client gets it once in two seconds (at 60 Hz); an honest one hardly ever asks.
 const MIN_TICKS_BETWEEN_RESYNCS: i32 = 120;
 
-fn resync(world: &mut World, session: Entity) {
+/// A client could not use a snapshot. It asks until it sees a new epoch, and we may be in that already.
+fn resync(world: &mut World, session: Entity, epoch: u8) {
     let tick = world.resource::<CurrentTick>().0;
     world.resource_scope(|world, replication: Mut<Replication>| {
         if let Some(mut outgoing) = world.get_mut::<Outgoing>(session)
+            && outgoing.view.epoch() == epoch
             && tick.distance_from(outgoing.told_all) > MIN_TICKS_BETWEEN_RESYNCS
         {
             outgoing.told_all = tick;
-            outgoing.view.resync(&replication.archive, tick);
+            outgoing.view.start_over(&replication.archive, tick);
         }
     });
 }

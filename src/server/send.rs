@@ -213,14 +213,19 @@ fn resend_after(stats: &LinkStats, tick: Duration, interval: Ticks) -> Ticks {
 
 /// Lets go of history, tombstones and ids that no client needs any more.
 fn forget_what_all_know(
-    views: Query<&Outgoing>,
+    mut views: Query<&mut Outgoing>,
     mut replication: ResMut<Replication>,
     tick: Res<CurrentTick>,
     mut oldest: Local<bevy::platform::collections::HashMap<PartitionId, Tick>>,
 ) {
     oldest.clear();
     let mut known_everywhere = tick.0;
-    for outgoing in &views {
+    for mut outgoing in &mut views {
+        // Who reads but never answers must not make the server remember for ever.
+        if outgoing.view.is_left_behind(&replication.archive, tick.0) {
+            outgoing.told_all = tick.0;
+            outgoing.view.start_over(&replication.archive, tick.0);
+        }
         let baseline = outgoing.view.baseline();
         known_everywhere = known_everywhere.earliest(outgoing.view.forgotten_before());
         for &partition in outgoing.view.partitions() {
