@@ -1,6 +1,7 @@
 //! What travels between server and clients: registered once, by the same function on both sides.
 
 use std::any::{TypeId, type_name};
+use std::cell::Cell;
 use std::marker::PhantomData;
 use std::sync::Arc;
 
@@ -362,6 +363,8 @@ impl<'a, I: NetInput> InputRegistration<'a, I> {
 pub(crate) struct ComponentRule<C> {
     pub id: ComponentId,
     codec: Codec<C>,
+    /// It means nothing without the entity that it names.
+    is_relationship: bool,
     pub predicted: bool,
     differs: Option<fn(&C, &C) -> bool>,
     pub interpolation: Option<Interpolation<C>>,
@@ -451,7 +454,16 @@ impl<C: Component + Clone> ComponentRule<C> {
             }
             Codec::Serialized { encode, .. } => {
                 let mut value = value.clone();
-                C::map_entities(&mut value, &mut ToNet { nets });
+                let is_unknown = Cell::new(false);
+                let find = |entity| {
+                    let net = nets(entity);
+                    is_unknown.set(is_unknown.get() || net.is_none());
+                    net
+                };
+                C::map_entities(&mut value, &mut ToNet { nets: &find });
+                if self.is_relationship && is_unknown.get() {
+                    return archive.remove(tick, net, self.id);
+                }
                 scratch.clear();
                 match encode(&value, scratch) {
                     Ok(()) => archive.set_bytes(tick, net, self.id, scratch),
@@ -668,6 +680,9 @@ impl Registry {
                     entity.insert(value);
                 }
             });
+            app.world_mut()
+                .resource_mut::<ComponentRule<ChildOf>>()
+                .is_relationship = true;
             register_component::<SpawnKey>(app, |entity, value| {
                 entity.insert(value);
             });
@@ -773,6 +788,7 @@ where
             encode: serial::encode::<C>,
             decode: serial::decode::<C>,
         },
+        is_relationship: false,
         predicted: false,
         differs: None,
         interpolation: None,

@@ -541,6 +541,15 @@ impl Server {
         self.archive.reclaim(known_everywhere);
     }
 
+    /// As the server's plugin does it.
+    fn start_over_who_is_behind(&mut self) {
+        for client in &mut self.clients {
+            if client.view.is_left_behind(&self.archive, self.tick) {
+                client.view.start_over(&self.archive, self.tick);
+            }
+        }
+    }
+
     fn exchange(&mut self) {
         for client in &mut self.clients {
             client.receive(self.tick, &self.past);
@@ -1516,6 +1525,185 @@ fn entities_that_never_fit_are_named_and_block_nobody() {
         assert!(snapshot.encoded.oversized.is_some());
     }
     assert!(pair.replica.entity(other).is_some());
+}
+
+/// An entity that fits a whole snapshot of 100 bytes, but not half of one.
+fn broad(pair: &mut Pair) -> NetId {
+    let net = pair.spawn(PartitionId::GLOBAL, 1.0);
+    pair.server
+        .set_words(pair.tick, net, NUMBER, &[u32::MAX; 18]);
+    net
+}
+
+#[test]
+fn an_entity_that_needs_a_snapshot_of_its_own_gets_one_while_others_despawn_in_every_tick() {
+    let fields: Vec<_> = (0..18).map(|_| Field::linear(32)).collect();
+    let wide = Layout::Words([Field::linear(32); 32].into());
+    for is_known_before in [false, true] {
+        let mut pair = Pair::with_layouts(vec![Layout::Words(fields.clone().into()), wide.clone()]);
+        let known = is_known_before.then(|| {
+            let net = pair.spawn(PartitionId::GLOBAL, 1.0);
+            pair.server.set_words(pair.tick, net, NUMBER, &[0; 18]);
+            net
+        });
+        let mut crowd: Vec<_> = (0..3_000)
+            .map(|_| pair.spawn(PartitionId::GLOBAL, 1.0))
+            .collect();
+        pair.settle(1_100);
+        let broad = known.unwrap_or_else(|| broad(&mut pair));
+        pair.server
+            .set_words(pair.tick, broad, NUMBER, &[u32::MAX; 18]);
+        // And one that fits nowhere.
+        let giant = pair.spawn(PartitionId::GLOBAL, 10.0);
+        pair.server
+            .set_words(pair.tick, giant, TEXT, &[u32::MAX; 32]);
+        let mut is_reported = false;
+        let mut newcomers = Vec::new();
+        for _ in 0..60 {
+            for _ in 0..20 {
+                let gone = crowd.pop().expect("a large crowd");
+                pair.server.despawn(pair.tick, gone);
+            }
+            newcomers.push(pair.spawn(PartitionId::GLOBAL, 0.5));
+            let snapshot = pair.exchange(100);
+            assert!(snapshot.bytes.len() <= 100);
+            is_reported |= snapshot.encoded.oversized == Some(giant);
+            assert_ne!(snapshot.encoded.oversized, Some(broad), "it fits");
+        }
+        let words = pair
+            .replica
+            .entity(broad)
+            .and_then(|copy| copy.value(NUMBER));
+        assert_eq!(words, Some(ValueRef::Words(&[u32::MAX; 18])));
+        assert!(is_reported, "what never fits is named");
+        let arrived = newcomers
+            .iter()
+            .filter(|net| pair.replica.entity(**net).is_some());
+        assert!(arrived.count() > 40, "nothing else starves");
+        assert!(pair.replica.entity(crowd[0]).is_some());
+    }
+}
+
+#[test]
+fn many_that_never_fit_starve_nobody() {
+    let wide = Layout::Words([Field::linear(32); 32].into());
+    let mut pair = Pair::with_layouts(vec![wide, Layout::Bytes]);
+    let giants: Vec<_> = (0..400)
+        .map(|_| {
+            let net = pair.spawn(PartitionId::GLOBAL, 10.0);
+            pair.server
+                .set_words(pair.tick, net, NUMBER, &[u32::MAX; 32]);
+            net
+        })
+        .collect();
+    let others: Vec<_> = (0..400)
+        .map(|_| pair.spawn(PartitionId::GLOBAL, 1.0))
+        .collect();
+    for _ in 0..100 {
+        pair.exchange(100);
+    }
+    for net in others {
+        assert!(pair.replica.entity(net).is_some(), "{net:?} waits");
+    }
+    // With more room, they come.
+    for _ in 0..400 {
+        pair.exchange(1_100);
+    }
+    for net in giants {
+        assert!(pair.replica.entity(net).is_some(), "{net:?} waits");
+    }
+}
+
+#[test]
+fn what_one_has_no_room_for_is_still_shared_by_others() {
+    let mut pair = Pair::new();
+    let nets: Vec<_> = (0..40)
+        .map(|_| pair.spawn(PartitionId::GLOBAL, 1.0))
+        .collect();
+    let mut other = View::new(pair.tick);
+    other.set_partitions(&pair.server, pair.tick, &[PartitionId::GLOBAL]);
+    let mut narrow = View::new(pair.tick);
+    narrow.set_partitions(&pair.server, pair.tick, &[PartitionId::GLOBAL]);
+    let budget = |max_bytes| SnapshotBudget {
+        max_bytes,
+        resend_after: Ticks(8),
+    };
+    for view in [&mut narrow, &mut other] {
+        view.encode(
+            &pair.server,
+            pair.tick,
+            0,
+            None,
+            budget(AMPLE),
+            &mut BlockCache::default(),
+            &mut BitWriter::new(),
+            &mut Vec::new(),
+        );
+        view.handle_ack(0);
+    }
+    pair.tick += Ticks(1);
+    for &net in &nets {
+        pair.set_text(net, TEXT, &[7; 20]);
+    }
+    let mut cache = BlockCache::default();
+    let mut encode = |view: &mut View, max_bytes| {
+        let mut out = BitWriter::new();
+        view.encode(
+            &pair.server,
+            pair.tick,
+            1,
+            None,
+            budget(max_bytes),
+            &mut cache,
+            &mut out,
+            &mut Vec::new(),
+        )
+    };
+    let cut = encode(&mut narrow, 60);
+    assert!(!cut.complete);
+    let whole = encode(&mut other, AMPLE);
+    assert!(whole.complete);
+    assert_eq!(whole.entities, 40);
+    assert_eq!(cache.shared(), 1, "encoded once for all who have room");
+}
+
+#[test]
+fn a_client_that_never_acknowledges_makes_nobody_remember_for_ever() {
+    let layouts = vec![Layout::Words([Field::linear(16)].into()), Layout::Bytes];
+    let mut server = Server::new(layouts, Tick(0));
+    let budget = SnapshotBudget {
+        max_bytes: 1_100,
+        resend_after: Ticks(8),
+    };
+    let silent = server.join(Link::perfect(), budget, &[PartitionId::GLOBAL]);
+    server.join(Link::perfect(), budget, &[PartitionId::GLOBAL]);
+    let mut nets: Vec<_> = (0..100)
+        .map(|_| server.spawn(PartitionId::GLOBAL, Meta::default(), 1.0))
+        .collect();
+    server.clients[silent].link.up_until = Tick(u32::MAX / 2);
+    let mut most = (0, 0);
+    for tick in 0..12_000u32 {
+        for _ in 0..2 {
+            server.despawn(nets.remove(0));
+            let net = server.spawn(PartitionId::GLOBAL, Meta::default(), 1.0);
+            server.set(net, NUMBER, Value::Words([tick & 0xffff].into()));
+            nets.push(net);
+        }
+        server.step();
+        server.start_over_who_is_behind();
+        server.past.clear();
+        for client in &mut server.clients {
+            client.saw.clear();
+        }
+        let exceptions = server.clients[silent].view.exceptions();
+        most = (most.0.max(server.archive.retired()), most.1.max(exceptions));
+    }
+    // Two despawns a tick, and 1,200 ticks of patience.
+    assert!(most.0 <= 2 * 1_300, "{} ids wait", most.0);
+    assert!(most.1 <= 3 * 1_300, "{} exceptions", most.1);
+    // What it was shown is right all the same, and it goes on once it answers.
+    server.clients[silent].link.up_until = server.tick;
+    server.settle(200);
 }
 
 #[test]

@@ -533,7 +533,7 @@ fn handshakes_neither_panic_nor_make_anyone_hold_much() {
                     generation: rng.u32(0..3),
                     component: rng.u8(..),
                     version: rng.u32(..),
-                    bytes: random_bytes(&mut rng, 100),
+                    bytes: random_bytes(&mut rng, 100).into(),
                 },
                 &mut bytes,
             ),

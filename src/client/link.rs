@@ -345,7 +345,7 @@ fn receive_messages(
                     net: NetId::new(net, generation),
                     component: ComponentId(component),
                     version,
-                    bytes: bytes.into(),
+                    bytes,
                 });
             }
             Ok(Control::ConnectToken(token)) => {

@@ -27,6 +27,7 @@ impl PartitionId {
 pub struct Archive {
     layouts: Layouts,
     slots: Vec<Slot>,
+    len: usize,
     partitions: Vec<Option<Partition>>,
     /// Indices to give out again, lowest first: low ones are short on the wire.
     free: BinaryHeap<Reverse<u32>>,
@@ -39,6 +40,8 @@ pub struct Archive {
 struct Slot {
     /// The newest id with this index.
     net: NetId,
+    /// It was given out for an entity that is still to come.
+    is_reserved: bool,
     record: Option<Record>,
 }
 
@@ -89,6 +92,7 @@ impl Archive {
         Self {
             layouts,
             slots: Vec::new(),
+            len: 0,
             partitions: vec![Some(Partition::default())],
             free: BinaryHeap::new(),
             retired: VecDeque::new(),
@@ -135,12 +139,32 @@ impl Archive {
         meta: Meta,
         priority: f32,
     ) -> NetId {
+        let net = self.reserve();
+        self.spawn_as(net, tick, partition, meta, priority);
+        net
+    }
+
+    /// Adds the entity for which an id was [reserved](Self::reserve); see [`Self::spawn`].
+    pub fn spawn_as(
+        &mut self,
+        net: NetId,
+        tick: Tick,
+        partition: PartitionId,
+        meta: Meta,
+        priority: f32,
+    ) {
+        let slot = self.slots.get(net.index() as usize);
+        if !slot.is_some_and(|slot| slot.net == net && slot.is_reserved) {
+            return;
+        }
         let partition = match self.partition(partition) {
             Some(_) => partition,
             None => PartitionId::GLOBAL,
         };
-        let net = self.give_out();
-        self.slots[net.index() as usize].record = Some(Record {
+        let slot = &mut self.slots[net.index() as usize];
+        slot.is_reserved = false;
+        self.len += 1;
+        slot.record = Some(Record {
             partition,
             meta,
             priority: bounded(priority),
@@ -153,28 +177,45 @@ impl Archive {
             newer: None,
         });
         self.link_newest(net);
-        net
     }
 
-    /// An id that no other entity has or had.
-    fn give_out(&mut self) -> NetId {
+    /// An id that no other entity has or had, for one to be [spawned](Self::spawn_as), or [despawned](Self::despawn)
+    /// before it comes to that.
+    pub fn reserve(&mut self) -> NetId {
         let Some(Reverse(index)) = self.free.pop() else {
             let net = NetId::new(self.slots.len() as u32, 0);
-            self.slots.push(Slot { net, record: None });
+            self.slots.push(Slot {
+                net,
+                is_reserved: true,
+                record: None,
+            });
             return net;
         };
         let slot = &mut self.slots[index as usize];
         slot.net = slot.net.successor();
+        slot.is_reserved = true;
         slot.net
     }
 
     /// Removes an entity; the index of its id is given out again once [`Self::reclaim`] says that every client knows.
     pub fn despawn(&mut self, tick: Tick, net: NetId) {
+        let Some(slot) = self.slots.get_mut(net.index() as usize) else {
+            return;
+        };
+        if slot.net != net {
+            return;
+        }
+        if slot.is_reserved {
+            // Nobody was told of it.
+            slot.is_reserved = false;
+            self.free.push(Reverse(net.index()));
+        }
         if self.record(net).is_none() {
             return;
         }
         self.leave_partition(tick, net);
         self.slots[net.index() as usize].record = None;
+        self.len -= 1;
         self.retired.push_back((tick, net));
     }
 
@@ -287,9 +328,14 @@ impl Archive {
         self.retired.len()
     }
 
+    /// Whether an entity is there.
+    pub fn contains(&self, net: NetId) -> bool {
+        self.record(net).is_some()
+    }
+
     /// Number of entities.
     pub fn len(&self) -> usize {
-        self.slots.len() - self.free.len() - self.retired.len()
+        self.len
     }
 
     /// Whether nothing is replicated.

@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::names::NameError;
@@ -131,8 +132,23 @@ pub enum Control {
         /// See [`ApartValue`](super::view::ApartValue).
         version: u32,
         /// The serialised value.
-        bytes: Vec<u8>,
+        #[serde(with = "shared_bytes")]
+        bytes: Bytes,
     },
+}
+
+/// Bytes that are not copied on the way to the encoder.
+mod shared_bytes {
+    use bytes::Bytes;
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub fn serialize<S: Serializer>(bytes: &Bytes, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_bytes(bytes)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Bytes, D::Error> {
+        Vec::deserialize(from).map(Bytes::from)
+    }
 }
 
 /// Why a connection ended or was refused.

@@ -40,6 +40,10 @@ pub struct View {
     /// Number of the next snapshot: orders what was sent against what became an exception.
     next_number: u64,
     apart: HashMap<NetId, SentApart>,
+    /// Entities that do not fit a snapshot even alone: as of which change, and with how many bits.
+    oversized: HashMap<NetId, (Tick, usize)>,
+    /// This one did not fit beside what is gone, which therefore waits for the next snapshot.
+    next_alone: Option<NetId>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -127,13 +131,22 @@ pub struct Encoded {
 /// Clear it when the archive changes.
 #[derive(Debug, Default)]
 pub struct BlockCache {
-    /// `None`: must not be shared, see [`Block::encode`].
-    blocks: HashMap<(PartitionId, Tick), Option<Block>>,
+    blocks: HashMap<(PartitionId, Tick), Shared>,
     gone: Vec<NetId>,
     updates: Vec<Candidate>,
     in_turn: Vec<NetId>,
     candidates: Vec<Candidate>,
     large: Vec<ComponentId>,
+}
+
+/// What clients with the same baseline are sent of a partition.
+#[derive(Debug)]
+enum Shared {
+    Block(Block),
+    /// Longer than so many bits, which was all that somebody had room for. Others may have more.
+    LongerThan(usize),
+    /// A value of it travels apart, and to whom it was sent is a client's own matter.
+    Never,
 }
 
 #[derive(Debug)]
@@ -164,6 +177,12 @@ impl BlockCache {
     /// Forgets everything.
     pub fn clear(&mut self) {
         self.blocks.clear();
+    }
+
+    /// How many blocks can be shared.
+    pub fn shared(&self) -> usize {
+        let is_block = |shared: &&Shared| matches!(shared, Shared::Block(_));
+        self.blocks.values().filter(is_block).count()
     }
 }
 
@@ -196,6 +215,8 @@ impl View {
             in_flight: VecDeque::new(),
             next_number: 0,
             apart: HashMap::default(),
+            oversized: HashMap::default(),
+            next_alone: None,
         }
     }
 
@@ -429,10 +450,12 @@ impl View {
             complete: true,
             ..Encoded::default()
         };
+        let room = pass.end.saturating_sub(start);
+        self.oversized.retain(|net, _| pass.archive.contains(*net));
         out.write_bit(true);
         self.write_gone(pass, cache, out, sent, &mut encoded);
         out.write_bit(false);
-        self.write_candidates(pass, cache, out, apart, sent, &mut encoded);
+        self.write_candidates(pass, room, cache, out, apart, sent, &mut encoded);
         out.write_bit(false);
         if encoded.entities == 0 {
             out.truncate(start);
@@ -451,7 +474,11 @@ impl View {
         let mut gone = std::mem::take(&mut cache.gone);
         encoded.complete &= self.collect_gone(pass, &mut gone);
         // Half of the room at most: what lives must not wait for all that is gone.
-        let end = out.bit_len() + pass.end.saturating_sub(out.bit_len() + TRAILER_BITS) / 2;
+        let share = match self.next_alone {
+            None => pass.end.saturating_sub(out.bit_len() + TRAILER_BITS) / 2,
+            Some(_) => 0,
+        };
+        let end = out.bit_len() + share;
         let mut ids = IdCoder::default();
         for net in gone.drain(..) {
             let mark = (out.bit_len(), ids);
@@ -475,13 +502,15 @@ impl View {
     fn write_candidates(
         &mut self,
         pass: Pass,
+        room: usize,
         cache: &mut BlockCache,
         out: &mut BitWriter,
         apart: &mut Vec<ApartValue>,
         sent: &mut Vec<NetId>,
         encoded: &mut Encoded,
     ) {
-        encoded.complete &= self.collect_candidates(pass, cache);
+        encoded.complete &= self.collect_candidates(pass, room, cache, &mut encoded.oversized);
+        let gone = encoded.entities;
         let mut ids = IdCoder::default();
         let mut misfits = 0;
         for &candidate in &cache.candidates {
@@ -491,7 +520,7 @@ impl View {
             if self.is_in_snapshot(candidate.net, pass.number) {
                 continue;
             }
-            let limits: &[usize] = match encoded.entities {
+            let limits: &[usize] = match encoded.entities - gone {
                 // Nothing will ever make more room for it: send all of its large values apart.
                 0 => &[MAX_INLINE_BYTES, MAX_INLINE_BYTES_WHEN_CROWDED],
                 _ if misfits < MISFITS => &[MAX_INLINE_BYTES],
@@ -535,10 +564,13 @@ impl View {
                 continue;
             }
             encoded.complete = false;
-            if encoded.entities == 0 {
-                encoded.oversized = Some(candidate.net);
-            } else {
-                misfits += 1;
+            match (encoded.entities - gone, gone) {
+                (0, 0) => {
+                    encoded.oversized = Some(candidate.net);
+                    self.oversized.insert(candidate.net, (record.changed, room));
+                }
+                (0, _) => self.next_alone = self.next_alone.or(Some(candidate.net)),
+                _ => misfits += 1,
             }
             if !self.exceptions.contains_key(&candidate.net) {
                 let knowledge = match candidate.base {
@@ -549,10 +581,14 @@ impl View {
                 self.except(candidate.net, knowledge, self.previous);
             }
         }
-        // Those in turn that did not fit keep their places.
+        // Those in turn that did not fit keep their places, unless that is no question of place.
         for net in cache.in_turn.drain(..).rev() {
-            if is_unsent(&self.exceptions, net) {
-                self.backlog.push_front(net);
+            if !is_unsent(&self.exceptions, net) {
+                continue;
+            }
+            match self.oversized.contains_key(&net) {
+                true => self.backlog.push_back(net),
+                false => self.backlog.push_front(net),
             }
         }
         encoded.complete &= self.backlog.is_empty();
@@ -599,7 +635,13 @@ impl View {
 
     /// What could be sent: what changed and entities not yet sent at all, by turns, so that neither starves the
     /// other. Says whether that is all that the client lacks.
-    fn collect_candidates(&mut self, pass: Pass, cache: &mut BlockCache) -> bool {
+    fn collect_candidates(
+        &mut self,
+        pass: Pass,
+        room: usize,
+        cache: &mut BlockCache,
+        oversized: &mut Option<NetId>,
+    ) -> bool {
         let BlockCache {
             updates,
             in_turn,
@@ -621,6 +663,7 @@ impl View {
         self.active.sort_unstable();
         self.active.dedup();
         let (exceptions, baseline) = (&mut self.exceptions, self.baseline);
+        let too_large = &self.oversized;
         self.active.retain(|&net| {
             let Some(exception) = exceptions.get(&net) else {
                 return false;
@@ -641,6 +684,11 @@ impl View {
                 // Unchanged since it was last known: known as of the baseline, like any other.
                 exceptions.remove(&net);
                 return false;
+            }
+            if is_oversized(too_large, net, record, room) {
+                *oversized = Some(net);
+                is_all = false;
+                return true;
             }
             let nothing_new = !record.changed.is_newer_than(exception.waiting_since);
             if nothing_new && exception.is_on_its_way(pass) {
@@ -671,6 +719,15 @@ impl View {
         let mut unsent = in_turn
             .iter()
             .filter(|net| is_unsent(exceptions, **net))
+            .filter(|net| {
+                let record = pass.archive.record(**net);
+                let is_oversized =
+                    record.is_some_and(|record| is_oversized(too_large, **net, record, room));
+                if is_oversized {
+                    *oversized = Some(**net);
+                }
+                !is_oversized
+            })
             .map(|&net| Candidate {
                 net,
                 base: Base::Nothing,
@@ -685,10 +742,17 @@ impl View {
         loop {
             let (update, first) = (updates.next(), unsent.next());
             if update.is_none() && first.is_none() {
-                return is_all;
+                break;
             }
             candidates.extend(update.into_iter().chain(first));
         }
+        // It waits for a place of its own.
+        if let Some(net) = self.next_alone.take()
+            && let Some(at) = candidates.iter().position(|it| it.net == net)
+        {
+            candidates[..=at].rotate_right(1);
+        }
+        is_all
     }
 
     fn sees(&self, archive: &Archive, net: NetId) -> bool {
@@ -798,6 +862,17 @@ fn by_priority(archive: &Archive, partition: PartitionId) -> Vec<(NetId, &Record
     members
 }
 
+/// Whether it is known not to fit a snapshot of `room` bits even alone.
+fn is_oversized(
+    oversized: &HashMap<NetId, (Tick, usize)>,
+    net: NetId,
+    record: &Record,
+    room: usize,
+) -> bool {
+    let known = oversized.get(&net);
+    known.is_some_and(|&(changed, had)| changed == record.changed && room <= had)
+}
+
 fn is_unsent(exceptions: &HashMap<NetId, Exception>, net: NetId) -> bool {
     exceptions.get(&net).is_some_and(Exception::is_unsent)
 }
@@ -834,17 +909,23 @@ impl Exception {
 impl BlockCache {
     /// The block of a partition for clients with this baseline, or `None` if it cannot be shared.
     fn block(&mut self, pass: Pass, partition: PartitionId, baseline: Tick) -> Option<&Block> {
-        self.blocks
+        let encode = || Block::encode(pass, partition, baseline);
+        let shared = self
+            .blocks
             .entry((partition, baseline))
-            .or_insert_with(|| Block::encode(pass, partition, baseline))
-            .as_ref()
+            .or_insert_with(encode);
+        if matches!(shared, Shared::LongerThan(end) if pass.end > *end) {
+            *shared = encode();
+        }
+        match shared {
+            Shared::Block(block) => Some(block),
+            Shared::LongerThan(_) | Shared::Never => None,
+        }
     }
 }
 
 impl Block {
-    /// `None` when a value of it must travel apart (whom that was sent to is a client's own matter), or when it is
-    /// larger than a snapshot.
-    fn encode(pass: Pass, partition: PartitionId, baseline: Tick) -> Option<Self> {
+    fn encode(pass: Pass, partition: PartitionId, baseline: Tick) -> Shared {
         let archive = pass.archive;
         let mut gone: Vec<_> = archive.tombstones_since(partition, baseline).collect();
         gone.sort_unstable();
@@ -854,7 +935,7 @@ impl Block {
         let entities = gone.len() + changed.len();
         let mut out = BitWriter::new();
         if entities == 0 {
-            return Some(Self {
+            return Shared::Block(Self {
                 bits: out.take(),
                 entities,
             });
@@ -885,12 +966,15 @@ impl Block {
                     false
                 },
             );
-            if !is_shareable || out.bit_len() > pass.end {
-                return None;
+            if !is_shareable {
+                return Shared::Never;
+            }
+            if out.bit_len() > pass.end {
+                return Shared::LongerThan(pass.end);
             }
         }
         out.write_bit(false);
-        Some(Self {
+        Shared::Block(Self {
             bits: out.take(),
             entities,
         })

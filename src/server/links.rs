@@ -23,6 +23,7 @@ use crate::protocol::reliable::{Stream, Taken};
 use crate::registry::Registry;
 use crate::schedule::CurrentTick;
 use crate::server::collect::Replication;
+use crate::session::Away;
 use crate::transport::{
     CloseReason, LinkEvent, LinkId, PeerInfo, ServerTransport, SharedBytes, TransportKind,
     TransportStats,
@@ -203,7 +204,11 @@ impl Links {
 }
 
 /// Everything that came in since the last frame.
-pub(super) fn receive(world: &mut World, ends: &mut QueryState<SessionEnd>) {
+pub(super) fn receive(
+    world: &mut World,
+    ends: &mut QueryState<SessionEnd>,
+    away: &mut QueryState<(Entity, &'static Away)>,
+) {
     let now = world.resource::<Time<Real>>().elapsed();
     let delta = world.resource::<Time<Real>>().delta();
     world.resource_scope(|world, mut links: Mut<Links>| {
@@ -262,7 +267,7 @@ pub(super) fn receive(world: &mut World, ends: &mut QueryState<SessionEnd>) {
                 sessions::lose_link(world, links, now, session, reason);
             }
         }
-        sessions::expire(world, links, now);
+        sessions::expire(world, away, links, now);
         let refused_links = world.resource::<Doors>().refused();
         let mut stats = world.resource_mut::<ServerStats>();
         stats.limits.refused_links = refused_links;

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use bevy::platform::collections::{HashMap, HashSet};
 use bevy::prelude::*;
 
 use super::ServerConfig;
@@ -13,6 +14,7 @@ use super::links::{Link, LinkStats, Links, SessionMail};
 use crate::peer::{CONTROL_CHANNEL, ChunkKind};
 use crate::protocol::archive::PartitionId;
 use crate::protocol::handshake::Control;
+use crate::protocol::layout::{ComponentId, NetId};
 use crate::protocol::snapshot::InputReport;
 use crate::protocol::view::{ApartValue, BlockCache, SnapshotBudget, View};
 use crate::schedule::{CurrentTick, TandemSystems};
@@ -114,9 +116,12 @@ fn send_snapshots(
     mut cache: Local<BlockCache>,
     mut snapshot: Local<BitWriter>,
     mut apart: Local<Vec<ApartValue>>,
+    mut letters: Local<LargeValues>,
+    mut reported: Local<HashSet<NetId>>,
 ) {
     let now = time.elapsed();
     cache.clear();
+    letters.0.clear();
     for (mut link, mut outgoing, mut mail, inputs, stats, pacing) in &mut sessions {
         let Link {
             id,
@@ -167,8 +172,12 @@ fn send_snapshots(
             &mut snapshot,
             &mut apart,
         );
-        if let Some(entity) = encoded.oversized.and_then(|net| replication.entity(net)) {
-            warn_once!(
+        if let Some(net) = encoded.oversized
+            && let Some(entity) = replication.entity(net)
+            && reported.len() < MAX_REPORTED
+            && reported.insert(net)
+        {
+            warn!(
                 "{entity} does not fit a snapshot of {} bytes and is not sent: quantize it to fewer fields",
                 budget.max_bytes
             );
@@ -177,16 +186,9 @@ fn send_snapshots(
         peer.finish(&mut to);
         *bytes_out += to.sent;
         for value in apart.drain(..) {
-            let control = Control::Value {
-                net: value.net.index(),
-                generation: value.net.generation(),
-                component: value.component.0,
-                version: value.version,
-                bytes: value.bytes.to_vec(),
-            };
-            let mut bytes = Vec::new();
-            let is_sent = serial::encode(&control, &mut bytes).is_ok()
-                && peer.send_message(CONTROL_CHANNEL, &SharedBytes::for_one(bytes));
+            let is_sent = letters
+                .letter(&value)
+                .is_some_and(|letter| peer.send_message(CONTROL_CHANNEL, letter));
             if !is_sent {
                 // The channel is full, or the value above what one message may have.
                 warn_once!(
@@ -198,6 +200,33 @@ fn send_snapshots(
         }
     }
     links.flush(now);
+}
+
+/// Entities of which the log says that they do not fit. Those beyond it are as many again, and no news.
+const MAX_REPORTED: usize = 64;
+
+/// The messages with large values of one frame: encoded once, whoever many get them.
+#[derive(Default)]
+struct LargeValues(HashMap<(NetId, ComponentId, u32), SharedBytes>);
+
+impl LargeValues {
+    /// `None` if the value cannot be encoded.
+    fn letter(&mut self, value: &ApartValue) -> Option<&SharedBytes> {
+        let key = (value.net, value.component, value.version);
+        if !self.0.contains_key(&key) {
+            let control = Control::Value {
+                net: value.net.index(),
+                generation: value.net.generation(),
+                component: value.component.0,
+                version: value.version,
+                bytes: value.bytes.clone(),
+            };
+            let mut bytes = Vec::with_capacity(value.bytes.len() + 32);
+            serial::encode(&control, &mut bytes).ok()?;
+            self.0.insert(key, SharedBytes::new(bytes));
+        }
+        self.0.get(&key)
+    }
 }
 
 /// A client of which nothing was heard for so long (a browser tab in the background, say, or a dead link) is not sent
@@ -216,7 +245,7 @@ fn forget_what_all_know(
     mut views: Query<&mut Outgoing>,
     mut replication: ResMut<Replication>,
     tick: Res<CurrentTick>,
-    mut oldest: Local<bevy::platform::collections::HashMap<PartitionId, Tick>>,
+    mut oldest: Local<HashMap<PartitionId, Tick>>,
 ) {
     oldest.clear();
     let mut known_everywhere = tick.0;

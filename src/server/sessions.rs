@@ -609,9 +609,13 @@ pub(super) fn lose_link(
 }
 
 /// Ends the sessions that have been away for too long.
-pub(super) fn expire(world: &mut World, links: &mut Links, now: Duration) {
+pub(super) fn expire(
+    world: &mut World,
+    away: &mut QueryState<(Entity, &'static Away)>,
+    links: &mut Links,
+    now: Duration,
+) {
     let window = world.resource::<SessionSettings>().0.resume_window;
-    let mut away = world.query::<(Entity, &Away)>();
     let over: Vec<_> = away
         .iter(world)
         .filter(|(_, away)| now.saturating_sub(away.since) > window)
