@@ -12,7 +12,7 @@ use serde::de::DeserializeOwned;
 use smallvec::SmallVec;
 
 use crate::client;
-use crate::client::apply::Mirror;
+use crate::client::mirror::Mirror;
 #[cfg(not(target_family = "wasm"))]
 use crate::host;
 use crate::mailbox::Letter;

@@ -1,6 +1,7 @@
 //! What travels between server and clients: registered once, by the same function on both sides.
 
 use std::any::{TypeId, type_name};
+use std::cell::Cell;
 use std::marker::PhantomData;
 use std::sync::Arc;
 
@@ -365,12 +366,20 @@ impl<'a, I: NetInput> InputRegistration<'a, I> {
 pub(crate) struct ComponentRule<C> {
     pub id: ComponentId,
     codec: Codec<C>,
+    /// It means nothing without the entity that it names.
+    is_relationship: bool,
     pub predicted: bool,
     differs: Option<fn(&C, &C) -> bool>,
     pub interpolation: Option<Interpolation<C>>,
     /// Writes a value to an entity.
     set: fn(&mut EntityWorldMut, C),
+    /// Serialises it whole, however it travels: two values are the same when their bytes are.
+    encode: fn(&C, &mut Vec<u8>) -> Result<(), serial::SerialError>,
 }
+
+/// Memory for comparing values, to be used again.
+#[derive(Default)]
+pub(crate) struct Scratch(Vec<u8>, Vec<u8>);
 
 enum Codec<C> {
     Serialized {
@@ -454,7 +463,16 @@ impl<C: Component + Clone> ComponentRule<C> {
             }
             Codec::Serialized { encode, .. } => {
                 let mut value = value.clone();
-                C::map_entities(&mut value, &mut ToNet { nets });
+                let is_unknown = Cell::new(false);
+                let find = |entity| {
+                    let net = nets(entity);
+                    is_unknown.set(is_unknown.get() || net.is_none());
+                    net
+                };
+                C::map_entities(&mut value, &mut ToNet { nets: &find });
+                if self.is_relationship && is_unknown.get() {
+                    return archive.remove(tick, net, self.id);
+                }
                 scratch.clear();
                 match encode(&value, scratch) {
                     Ok(()) => archive.set_bytes(tick, net, self.id, scratch),
@@ -489,7 +507,13 @@ impl<C: Component + Clone> ComponentRule<C> {
     }
 
     /// Whether a prediction is far enough from what the server says to be corrected.
-    pub fn is_wrong(&self, confirmed: ValueRef, confirmed_value: &C, predicted: &C) -> bool {
+    pub fn is_wrong(
+        &self,
+        confirmed: ValueRef,
+        confirmed_value: &C,
+        predicted: &C,
+        scratch: &mut Scratch,
+    ) -> bool {
         if let Some(differs) = self.differs {
             return differs(confirmed_value, predicted);
         }
@@ -500,15 +524,18 @@ impl<C: Component + Clone> ComponentRule<C> {
                 quantizer.quantize(predicted, words);
                 quantizer.distance(confirmed, words) > TOLERANCE_STEPS
             }
-            (Codec::Serialized { encode, .. }, _) => {
-                // Compared as the game sees them, after entities were mapped.
-                let (mut a, mut b) = (Vec::new(), Vec::new());
-                encode(confirmed_value, &mut a).is_err()
-                    || encode(predicted, &mut b).is_err()
-                    || a != b
-            }
+            // Compared as the game sees them, after entities were mapped.
+            (Codec::Serialized { .. }, _) => !self.is_same(confirmed_value, predicted, scratch),
             _ => true,
         }
+    }
+
+    /// Whether two values are the same to the last bit.
+    pub fn is_same(&self, a: &C, b: &C, scratch: &mut Scratch) -> bool {
+        let Scratch(of_a, of_b) = scratch;
+        of_a.clear();
+        of_b.clear();
+        (self.encode)(a, of_a).is_ok() && (self.encode)(b, of_b).is_ok() && of_a == of_b
     }
 
     /// Writes a value to an entity.
@@ -570,7 +597,7 @@ pub(crate) struct ToNet<'a> {
 impl EntityMapper for ToNet<'_> {
     fn get_mapped(&mut self, source: Entity) -> Entity {
         (self.nets)(source)
-            .and_then(|net| Entity::from_raw_u32(net.0))
+            .and_then(reference_to)
             .unwrap_or(Entity::PLACEHOLDER)
     }
 
@@ -588,7 +615,9 @@ impl EntityMapper for FromNet<'_> {
         if source == Entity::PLACEHOLDER {
             return source;
         }
-        let net = NetId(source.index_u32());
+        let Some(net) = referred_to(source) else {
+            return Entity::PLACEHOLDER;
+        };
         (self.locals)(net).unwrap_or_else(|| {
             (self.unknown)(net);
             Entity::PLACEHOLDER
@@ -596,6 +625,36 @@ impl EntityMapper for FromNet<'_> {
     }
 
     fn set_mapped(&mut self, _: Entity, _: Entity) {}
+}
+
+/// Network ids travel in the place of entities, whose codec writes their 64 bits with as many bytes as they need.
+///
+/// ```text
+/// 2 (index + 1)                     of generation 0: 1 byte up to index 124, 3 up to 32,766, 5 above
+/// 2 (generation << 16 | index) + 1  where both are small: 5 bytes
+/// generation << 32 | index + 1      otherwise: 9 bytes
+/// ```
+fn reference_to(net: NetId) -> Option<Entity> {
+    let (index, generation) = (u64::from(net.index()), u64::from(net.generation()));
+    let bits = match (index, generation) {
+        (0..0x7fff_ffff, 0) => 2 * (index + 1),
+        (0..=0xffff, 1..=0x7fff) => 2 * (generation << 16 | index) + 1,
+        (0..0xffff_ffff, 1..) => generation << 32 | (index + 1),
+        // The archive has no room for so many.
+        _ => return None,
+    };
+    Entity::try_from_bits(bits)
+}
+
+fn referred_to(reference: Entity) -> Option<NetId> {
+    let bits = reference.to_bits();
+    let (low, high) = (bits as u32, (bits >> 32) as u32);
+    let (index, generation) = match (low % 2, high) {
+        (0, 0) => ((low / 2).checked_sub(1)?, 0),
+        (_, 0) => (low / 2 & 0xffff, low / 2 >> 16),
+        _ => (low.checked_sub(1)?, high),
+    };
+    Some(NetId::new(index, generation))
 }
 
 /// Everything that is registered, in order. Shared lists, so that one can be walked while the world is changed.
@@ -615,12 +674,13 @@ pub(crate) struct ComponentEntry {
     describe: fn(&World) -> String,
     layout: fn(&World) -> Layout,
     pub is_predicted: fn(&World) -> bool,
+    pub is_interpolated: fn(&World) -> bool,
     #[cfg(not(target_family = "wasm"))]
     pub install_server: fn(&mut App),
     pub install_client: fn(&mut App),
     #[cfg(not(target_family = "wasm"))]
     pub server: server::collect::ComponentFns,
-    pub client: client::apply::ComponentFns,
+    pub client: client::copies::ComponentFns,
 }
 
 impl Registry {
@@ -639,6 +699,9 @@ impl Registry {
                     entity.insert(value);
                 }
             });
+            app.world_mut()
+                .resource_mut::<ComponentRule<ChildOf>>()
+                .is_relationship = true;
             register_component::<SpawnKey>(app, |entity, value| {
                 entity.insert(value);
             });
@@ -730,12 +793,16 @@ where
         describe: |world| world.resource::<ComponentRule<C>>().describe(),
         layout: |world| world.resource::<ComponentRule<C>>().layout(),
         is_predicted: |world| world.resource::<ComponentRule<C>>().predicted,
+        is_interpolated: |world| {
+            let rule = world.resource::<ComponentRule<C>>();
+            rule.interpolation.is_some()
+        },
         #[cfg(not(target_family = "wasm"))]
         install_server: server::collect::install::<C>,
         install_client: client::apply::install::<C>,
         #[cfg(not(target_family = "wasm"))]
         server: server::collect::ComponentFns::of::<C>(),
-        client: client::apply::ComponentFns::of::<C>(),
+        client: client::copies::ComponentFns::of::<C>(),
     };
     let id = Registry::of(app).push_component(entry);
     app.insert_resource(ComponentRule::<C> {
@@ -744,10 +811,12 @@ where
             encode: serial::encode::<C>,
             decode: serial::decode::<C>,
         },
+        is_relationship: false,
         predicted: false,
         differs: None,
         interpolation: None,
         set,
+        encode: serial::encode::<C>,
     });
 }
 /// A type's name without the crates in it.
@@ -759,4 +828,52 @@ fn without_crates(type_name: &str) -> String {
         .split_inclusive(['<', '>', '(', ')', '[', ']', ',', ';', '&', ' '])
         .map(|path| path.split_once("::").map_or(path, |(_, rest)| rest))
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn len(net: NetId) -> usize {
+        let mut bytes = Vec::new();
+        serial::encode(&reference_to(net), &mut bytes).unwrap();
+        bytes.len() - 1 // the option's own
+    }
+
+    #[test]
+    fn references_are_short() {
+        assert_eq!(len(NetId::new(0, 0)), 1);
+        assert_eq!(len(NetId::new(124, 0)), 1);
+        assert_eq!(len(NetId::new(32_000, 0)), 3);
+        assert_eq!(len(NetId::new(1_000_000, 0)), 5);
+        assert_eq!(len(NetId::new(65_535, 32_767)), 5);
+        assert_eq!(len(NetId::new(65_535, 32_768)), 9);
+    }
+
+    fn any_u32() -> impl Strategy<Value = u32> {
+        prop_oneof![0..300u32, 0x7ff0..0x1_0010u32, any::<u32>()]
+    }
+
+    proptest! {
+        #[test]
+        fn a_reference_names_whom_it_was_made_for(index in any_u32(), generation in any_u32()) {
+            let net = NetId::new(index, generation);
+            match reference_to(net) {
+                Some(reference) => {
+                    prop_assert_ne!(reference, Entity::PLACEHOLDER);
+                    prop_assert_eq!(referred_to(reference), Some(net));
+                }
+                None => prop_assert!(index >= 0x7fff_ffff),
+            }
+        }
+
+        #[test]
+        fn any_reference_can_be_read(bits: u64) {
+            if let Some(reference) = Entity::try_from_bits(bits) {
+                referred_to(reference);
+            }
+        }
+    }
 }

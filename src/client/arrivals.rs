@@ -12,8 +12,8 @@ use bevy::prelude::*;
 use bytes::Bytes;
 use smallvec::SmallVec;
 
-use super::apply::Mirror;
 use super::link::{Keepsakes, Link};
+use super::mirror::Mirror;
 use crate::message::{self, Channel, MessageEntry, Reading, Stamp, Unknown};
 use crate::peer::CONTROL_CHANNEL;
 use crate::protocol::handshake::DisconnectReason;

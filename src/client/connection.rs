@@ -267,7 +267,7 @@ pub(super) fn end(world: &mut World, reason: DisconnectReason, words: LastWords)
     world.trigger(Disconnected { reason });
     // The game may take what is its own off the copies.
     world.flush();
-    super::apply::Mirror::end(world);
+    super::mirror::Mirror::end(world);
     world
         .resource_mut::<Time<Virtual>>()
         .set_relative_speed(1.0);

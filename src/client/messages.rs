@@ -3,10 +3,11 @@
 use bevy::prelude::*;
 use smallvec::SmallVec;
 
-use super::apply::{self, Mirror};
+use super::apply;
 use super::arrivals;
 use super::connection::{Connection, connected};
 use super::link::{Keepsakes, Link};
+use super::mirror::Mirror;
 use crate::mailbox::Letter;
 use crate::message::{
     self, Channel, Delivered, FromServer, MAX_CLIENT_MESSAGE_BYTES, MessageRule, NetMessage,

@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use bevy::prelude::*;
 
-use super::apply::Mirror;
 use super::connection::{self, Connection, ConnectionState, Settings};
 use super::farewell::LastWords;
 use super::link::{self, Keepsakes, Link};
+use super::mirror::Mirror;
 use super::orders;
 use crate::protocol::backoff::{Backoff, BackoffSettings};
 use crate::protocol::handshake::{DisconnectReason, ResumeRejection};

@@ -3,7 +3,7 @@
 use bevy::ecs::system::SystemParam;
 use bevy::prelude::*;
 
-use super::collect::{NetIds, Replication};
+use super::collect::{CollectSystems, NetIds, Nets, Replication};
 use super::departures::Departures;
 use super::links::{Link, SessionMail};
 use super::send::SendSchedule;
@@ -38,7 +38,13 @@ pub(crate) fn install<M: NetMessage>(app: &mut App) {
         .add_message::<ToClients<M>>()
         .add_message::<Delivered<M>>()
         .add_message::<Undeliverable<M>>()
-        .add_systems(PostUpdate, send::<M>.in_set(TandemSystems::Collect));
+        .add_systems(
+            PostUpdate,
+            // What a message names is then in the snapshot of whose tick it carries the stamp.
+            send::<M>
+                .in_set(TandemSystems::Collect)
+                .before(CollectSystems::Entities),
+        );
 }
 
 pub(crate) fn receive<M: NetMessage>(
@@ -47,7 +53,12 @@ pub(crate) fn receive<M: NetMessage>(
     bytes: &[u8],
 ) -> Result<(), serial::SerialError> {
     let replication = world.resource::<Replication>();
-    let locals = |net| replication.entity(net);
+    let nets = world.resource::<Nets>();
+    // It may have been despawned since the last collection, or be replicated no more.
+    let locals = |net| {
+        let entity = replication.entity(net);
+        entity.filter(|entity| nets.current(*entity) == Some(net))
+    };
     let rule = world.resource::<MessageRule<M>>();
     let message = rule.decode(bytes, &locals, &mut |_| {})?;
     world.write_message(FromClient { session, message });
