@@ -171,3 +171,175 @@ fn grandchildren_may_swap_places() {
         assert_eq!(value::<ChildOf>(&mut net, ada, 1), Some(ChildOf(copies[1])));
     }
 }
+
+#[test]
+fn a_child_of_what_is_no_longer_replicated_lives_on() {
+    for seed in 0..4 {
+        let (mut net, ada) = with_ada(game, lossy(seed));
+        let parent = spawn(&mut net, Tag(1));
+        let child = spawn(&mut net, (Tag(2), Health(1), ChildOf(parent)));
+        let grandchild = spawn(&mut net, (Tag(3), ChildOf(child)));
+        net.run(Ticks(120));
+        on_server(&mut net, parent).remove::<Replicated>();
+        net.run(Ticks(60));
+        change::<Health>(&mut net, child, |health| health.0 = 2);
+        net.run(Ticks(120));
+        assert_eq!(copy(&mut net, ada, 1), None);
+        assert_eq!(
+            value::<Health>(&mut net, ada, 2),
+            Some(Health(2)),
+            "seed {seed}"
+        );
+        assert_eq!(value::<ChildOf>(&mut net, ada, 2), None, "seed {seed}");
+        let seen = copy(&mut net, ada, 2).unwrap();
+        assert_eq!(value::<ChildOf>(&mut net, ada, 3), Some(ChildOf(seen)));
+        on_server(&mut net, parent).insert(Replicated);
+        net.run(Ticks(120));
+        let again = copy(&mut net, ada, 1).unwrap();
+        assert_eq!(value::<ChildOf>(&mut net, ada, 2), Some(ChildOf(again)));
+        let _ = grandchild;
+    }
+}
+
+#[test]
+fn a_child_is_there_before_its_parent_and_is_given_it_later() {
+    let (mut net, ada) = with_ada(game, clean());
+    let session = net.session(ada).unwrap();
+    let (red, blue) = two_rooms(&mut net, session);
+    let parent = spawn(&mut net, (Tag(1), InRoom(blue)));
+    let child = spawn(&mut net, (Tag(2), InRoom(red), ChildOf(parent)));
+    let plain = net.server.world_mut().spawn(Tag(4)).id();
+    spawn(&mut net, (Tag(3), InRoom(red), ChildOf(plain)));
+    net.run(Ticks(60));
+    assert!(copy(&mut net, ada, 2).is_some());
+    assert_eq!(value::<ChildOf>(&mut net, ada, 2), None);
+    assert_eq!(value::<ChildOf>(&mut net, ada, 3), None);
+    on_server(&mut net, parent).insert(InRoom(red));
+    on_server(&mut net, plain).insert(Replicated);
+    net.run(Ticks(60));
+    let parents = [1, 4].map(|tag| copy(&mut net, ada, tag).unwrap());
+    assert_eq!(
+        value::<ChildOf>(&mut net, ada, 2),
+        Some(ChildOf(parents[0]))
+    );
+    assert_eq!(
+        value::<ChildOf>(&mut net, ada, 3),
+        Some(ChildOf(parents[1]))
+    );
+    // Taken off before the parent leaves again: it stays where it is.
+    on_server(&mut net, child).remove::<ChildOf>();
+    on_server(&mut net, parent).insert(InRoom(blue));
+    net.run(Ticks(60));
+    assert!(copy(&mut net, ada, 2).is_some());
+}
+
+#[test]
+fn who_dies_takes_along_what_is_below() {
+    for seed in 0..4 {
+        let (mut net, ada) = with_ada(game, lossy(seed));
+        let mut at = spawn(&mut net, Tag(0));
+        let top = at;
+        for n in 1..6 {
+            at = spawn(&mut net, (Tag(n), Place(1.0), ChildOf(at)));
+        }
+        net.run(Ticks(120));
+        on_server(&mut net, top).despawn();
+        net.run(Ticks(120));
+        let left: Vec<_> = (0..6)
+            .filter(|n| copy(&mut net, ada, *n).is_some())
+            .collect();
+        assert_eq!(left, Vec::<u32>::new(), "seed {seed}");
+    }
+}
+
+#[test]
+fn what_goes_over_to_another_in_the_tick_in_which_its_parent_dies_is_with_that() {
+    for seed in 0..6 {
+        for by in [PredictedBy::Nobody, PredictedBy::Everyone] {
+            let (mut net, ada) = with_ada(game, lossy(seed));
+            let old = spawn(&mut net, (Tag(1), by));
+            let new = spawn(&mut net, Tag(2));
+            let item = spawn(&mut net, (Tag(3), by, ChildOf(old)));
+            let below = spawn(&mut net, (Tag(4), ChildOf(item)));
+            net.run(Ticks(120));
+            on_server(&mut net, item).insert(ChildOf(new));
+            on_server(&mut net, old).despawn();
+            net.run(Ticks(120));
+            assert_eq!(copy(&mut net, ada, 1), None);
+            let copies: Vec<_> = (2..5).map(|n| copy(&mut net, ada, n)).collect();
+            assert!(
+                copies.iter().all(Option::is_some),
+                "seed {seed}: {copies:?}"
+            );
+            let [new, item] = [copies[0].unwrap(), copies[1].unwrap()];
+            assert_eq!(value::<ChildOf>(&mut net, ada, 3), Some(ChildOf(new)));
+            assert_eq!(value::<ChildOf>(&mut net, ada, 4), Some(ChildOf(item)));
+            let _ = below;
+        }
+    }
+}
+
+#[test]
+fn what_a_leaving_player_dropped_stays() {
+    for seed in 0..4 {
+        let mut net = TestNet::new(game, lossy(seed));
+        let (ada, bob) = (net.join("Ada"), net.join("Bob"));
+        net.run(Ticks(120));
+        let session = net.session(bob).unwrap();
+        let carrier = spawn(&mut net, (Tag(1), OwnedBy(session)));
+        let item = spawn(&mut net, (Tag(2), ChildOf(carrier)));
+        net.run(Ticks(120));
+        net.client(bob).world_mut().trigger(Disconnect);
+        net.server
+            .world_mut()
+            .add_observer(move |_: On<SessionLeft>, mut commands: Commands| {
+                commands.entity(item).remove::<ChildOf>();
+            });
+        net.run(Ticks(240));
+        assert_eq!(copy(&mut net, ada, 1), None, "seed {seed}");
+        assert!(copy(&mut net, ada, 2).is_some(), "seed {seed}");
+    }
+}
+
+#[test]
+fn a_parent_changed_again_and_again_is_the_last_one() {
+    for seed in 0..4 {
+        let (mut net, ada) = with_ada(game, lossy(seed));
+        let parents: Vec<_> = (0..4).map(|n| spawn(&mut net, Tag(n))).collect();
+        let child = spawn(&mut net, (Tag(9), Place(0.0)));
+        let mut rng = fastrand::Rng::with_seed(seed);
+        let mut last = None;
+        for n in 0..120 {
+            for _ in 0..rng.u8(0..3) {
+                last = (rng.u8(0..4) > 0).then(|| rng.usize(0..4));
+                match last {
+                    Some(parent) => on_server(&mut net, child).insert(ChildOf(parents[parent])),
+                    None => on_server(&mut net, child).remove::<ChildOf>(),
+                };
+            }
+            change::<Place>(&mut net, child, |place| place.0 = n as f32);
+            net.run(Ticks(1));
+        }
+        net.run(Ticks(120));
+        let wanted = last.map(|n| ChildOf(copy(&mut net, ada, n as u32).unwrap()));
+        assert_eq!(value::<ChildOf>(&mut net, ada, 9), wanted, "seed {seed}");
+    }
+}
+
+#[test]
+fn what_a_client_hangs_below_a_copy_goes_with_it_and_nothing_else() {
+    let (mut net, ada) = with_ada(game, clean());
+    let parent = spawn(&mut net, Tag(1));
+    let child = spawn(&mut net, (Tag(2), ChildOf(parent)));
+    net.run(Ticks(60));
+    let copies = [1, 2].map(|tag| copy(&mut net, ada, tag).unwrap());
+    let world = net.client(ada).world_mut();
+    let wheels = copies.map(|copy| world.spawn(ChildOf(copy)).id());
+    on_server(&mut net, child).remove::<ChildOf>();
+    net.run(Ticks(1));
+    on_server(&mut net, parent).despawn();
+    net.run(Ticks(60));
+    let is_there = wheels.map(|wheel| net.client(ada).world().get_entity(wheel).is_ok());
+    assert_eq!(is_there, [false, true]);
+    assert_eq!(copy(&mut net, ada, 2), Some(copies[1]));
+}

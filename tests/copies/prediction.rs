@@ -298,3 +298,205 @@ fn ticks_may_wrap_around() {
     assert!(late < 30, "{late}");
     steering_works(&mut net, ada);
 }
+
+#[test]
+fn a_predicted_despawn_that_is_refused_brings_back_what_hung_below() {
+    for seed in 0..4 {
+        let (mut net, ada) = with_ada(ships, lossy(seed));
+        let ship = ship(&mut net);
+        let turret = spawn(&mut net, (Tag(2), Health(3), ChildOf(ship)));
+        spawn(&mut net, (Tag(3), Place(4.0), ChildOf(turret)));
+        net.run(Ticks(120));
+        assert!(copy(&mut net, ada, 3).is_some());
+        net.client(ada).insert_resource(Believes);
+        net.run(Ticks(3));
+        let world = net.client(ada).world_mut();
+        world.remove_resource::<Believes>();
+        let ships = world.query::<&Ship>().iter(world).count();
+        assert_eq!(ships, 0, "the client believes it is gone");
+        net.run(Ticks(240));
+        let world = net.client(ada).world_mut();
+        let ship = world
+            .query_filtered::<Entity, With<Ship>>()
+            .single(world)
+            .expect("it is back");
+        assert_eq!(
+            value::<ChildOf>(&mut net, ada, 2),
+            Some(ChildOf(ship)),
+            "seed {seed}"
+        );
+        let turret = copy(&mut net, ada, 2).unwrap();
+        assert_eq!(
+            value::<ChildOf>(&mut net, ada, 3),
+            Some(ChildOf(turret)),
+            "seed {seed}"
+        );
+        steering_works(&mut net, ada);
+    }
+}
+
+/// Fires shots whose trails are spawned with them.
+fn nested(app: &mut App) {
+    app.add_input::<Control>();
+    app.replicate::<Tag>();
+    app.replicate::<At>().predict();
+    app.replicate::<Ship>();
+    app.replicate::<Shot>().predict();
+    app.replicate::<Trail>();
+    app.add_systems(FixedUpdate, (steer, fly, fire_nested).chain());
+    app.add_observer(|joined: On<SessionJoined>, mut commands: Commands| {
+        commands.spawn((Replicated, OwnedBy(joined.entity), Ship, At(0.0)));
+    });
+}
+
+fn fire_nested(
+    ships: Query<(&Input<Control>, &At, &Owner), (With<Ship>, With<Simulated>)>,
+    tick: Res<CurrentTick>,
+    mut commands: Commands,
+) {
+    for (input, at, owner) in &ships {
+        if input.fires {
+            commands.spawn((
+                Replicated,
+                SpawnKey::new(owner.0.0, tick.0, 0),
+                Shot(120),
+                At(at.0),
+                children![(Replicated, SpawnKey::new(owner.0.0, tick.0, 1), Trail(1),)],
+            ));
+        }
+    }
+}
+
+#[test]
+fn what_is_spawned_early_as_children_stays_together() {
+    for (seed, push) in (0..4).flat_map(|seed| [(seed, 0.0), (seed, 3.0)]) {
+        let (mut net, ada) = with_ada(nested, lossy(seed));
+        let ship = ship(&mut net);
+        change::<At>(&mut net, ship, |at| at.0 += push);
+        net.run(Ticks(2));
+        control(&mut net, ada, 1, true);
+        net.run(Ticks(1));
+        control(&mut net, ada, 1, false);
+        for frame in 0..80 {
+            net.run(Ticks(1));
+            let world = net.client(ada).world_mut();
+            let shots: Vec<_> = world
+                .query_filtered::<Entity, With<Shot>>()
+                .iter(world)
+                .collect();
+            let trails: Vec<_> = world
+                .query::<(&Trail, &ChildOf)>()
+                .iter(world)
+                .map(|(_, parent)| parent.parent())
+                .collect();
+            assert_eq!(
+                trails, shots,
+                "seed {seed}, pushed by {push}, frame {frame}"
+            );
+            assert!(shots.len() <= 1, "seed {seed}, frame {frame}");
+        }
+        net.run(Ticks(240));
+        let world = net.client(ada).world_mut();
+        let left = world.query_filtered::<(), Or<(With<Shot>, With<Trail>)>>();
+        let mut left = left;
+        assert_eq!(left.iter(world).count(), 0, "seed {seed}");
+    }
+}
+
+#[test]
+fn a_large_predicted_component_keeps_its_value_until_the_next_has_come() {
+    #[derive(Resource, Default)]
+    struct Gaps(u32);
+    fn large(app: &mut App) {
+        app.replicate::<Tag>();
+        app.replicate::<Big>().predict();
+        app.replicate::<At>().predict();
+        app.init_resource::<Gaps>().add_systems(
+            Last,
+            |things: Query<Has<Big>, With<At>>, mut gaps: ResMut<Gaps>| {
+                gaps.0 += things.iter().filter(|has| !has).count() as u32;
+            },
+        );
+    }
+    for seed in 0..3 {
+        let (mut net, ada) = with_ada(large, lossy(seed));
+        let by = PredictedBy::Everyone;
+        let entity = spawn(&mut net, (Tag(1), by, At(0.0), Big(vec![0; 4_000])));
+        net.run(Ticks(180));
+        assert_eq!(value(&mut net, ada, 1), Some(Big(vec![0; 4_000])));
+        net.client(ada).insert_resource(Gaps::default());
+        for n in 1..20 {
+            change::<Big>(&mut net, entity, |big| {
+                big.0 = vec![n; 4_000 + usize::from(n)]
+            });
+            // Corrections and replays meanwhile.
+            change::<At>(&mut net, entity, |at| at.0 += 1.0);
+            net.run(Ticks(6));
+        }
+        net.run(Ticks(180));
+        assert_eq!(
+            value(&mut net, ada, 1),
+            Some(Big(vec![19; 4_019])),
+            "seed {seed}"
+        );
+        assert_eq!(
+            net.client(ada).world().resource::<Gaps>().0,
+            0,
+            "seed {seed}"
+        );
+    }
+}
+
+#[test]
+fn who_owns_and_predicts_may_change_again_and_again() {
+    for seed in 0..4 {
+        let (mut net, ada) = with_ada(ships, lossy(seed));
+        let session = net.session(ada).unwrap();
+        let entity = spawn(&mut net, (Tag(5), At(1.0), Place(2.0), Health(3)));
+        let mut rng = fastrand::Rng::with_seed(seed);
+        for n in 0..80 {
+            let mut at = on_server(&mut net, entity);
+            match rng.u8(0..6) {
+                0 => {
+                    at.insert(OwnedBy(session));
+                }
+                1 => {
+                    at.remove::<OwnedBy>();
+                }
+                2 => {
+                    at.insert(PredictedBy::Everyone);
+                }
+                3 => {
+                    at.remove::<PredictedBy>();
+                }
+                4 => {
+                    at.remove::<(At, Place)>().insert(Place(n as f32));
+                }
+                _ => {
+                    at.insert((At(n as f32), Health(n)));
+                }
+            }
+            net.run(Ticks(rng.u32(0..8)));
+        }
+        net.run(Ticks(240));
+        let at = net.server.world().entity(entity);
+        let wanted = (
+            at.get::<At>().cloned(),
+            at.get::<Place>().cloned(),
+            at.get::<Health>().cloned(),
+        );
+        let by = at.get::<PredictedBy>().copied().unwrap_or_default();
+        let is_predicted = by == PredictedBy::Everyone || at.contains::<OwnedBy>();
+        let copy = copy(&mut net, ada, 5).unwrap();
+        let at = net.client(ada).world().entity(copy);
+        let seen = (
+            at.get::<At>().cloned(),
+            at.get::<Place>().cloned(),
+            at.get::<Health>().cloned(),
+        );
+        assert_eq!(seen, wanted, "seed {seed}");
+        assert_eq!(at.contains::<Predicted>(), is_predicted, "seed {seed}");
+        assert_eq!(at.contains::<Simulated>(), is_predicted, "seed {seed}");
+        assert_eq!(at.contains::<Interpolated>(), !is_predicted, "seed {seed}");
+    }
+}
