@@ -47,15 +47,15 @@ struct Ammunition(u16, u16);
 struct Unit(u8);
 
 #[derive(Component, Default)]
-struct Sight(f32);
+struct Sight(#[expect(dead_code, reason = "only its size counts")] f32);
 
 #[derive(Component, Default)]
-struct Selected(bool);
+struct Selected(#[expect(dead_code, reason = "only its size counts")] bool);
 
 /// What a client's observer puts on its copies.
 #[derive(Component)]
 #[require(Transform)]
-struct Picture(u8);
+struct Picture(#[expect(dead_code, reason = "only its size counts")] u8);
 
 /// What the entities are made of.
 #[derive(Clone, Copy, Debug)]

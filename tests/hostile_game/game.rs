@@ -12,8 +12,8 @@ pub struct Control {
 
 macro_rules! component {
     ($($(#[$meta:meta])* $name:ident($type:ty);)*) => {$(
-        $(#[$meta])*
         #[derive(Component, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+        $(#[$meta])*
         pub struct $name(pub $type);
     )*};
 }

@@ -115,7 +115,13 @@ pub fn install(app: &mut App) {
         mischief.touched.clear();
         mischief.is_untidy = false;
     });
-    app.add_systems(Update, (hear_from_server, hear_from_clients));
+    app.add_systems(
+        Update,
+        (
+            hear_from_server.run_if(resource_exists::<Messages<FromServer<Hit>>>),
+            hear_from_clients.run_if(resource_exists::<Messages<FromClient<Hit>>>),
+        ),
+    );
 }
 
 fn in_schedules(app: &mut App) {
