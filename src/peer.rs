@@ -532,6 +532,11 @@ impl Peer {
         Ok(())
     }
 
+    /// The number of the newest datagram from which a snapshot was shown.
+    pub fn newest_snapshot(&self) -> Option<u16> {
+        self.newest_snapshot
+    }
+
     /// The next message that arrived on a channel.
     pub fn next_message(&mut self, channel: u8) -> Option<Bytes> {
         match &mut self.messages {

@@ -68,7 +68,7 @@ fn apply_snapshots(world: &mut World) {
         let tick = mirror.replica.newest().unwrap_or(mirror.anchor);
         carry_out(world, tick);
     }
-    for snapshot in snapshots {
+    for (seq, snapshot) in snapshots {
         let mirror = &mut *world.resource_mut::<Mirror>();
         let (replica, changes) = (&mut mirror.replica, &mut mirror.changes);
         match replica.handle_snapshot(mirror.anchor, &snapshot, changes) {
@@ -77,12 +77,14 @@ fn apply_snapshots(world: &mut World) {
                 take_note(world, taken);
             }
             Err(error) => {
-                changes.clear();
-                if error != SnapshotError::Stale {
-                    debug!("a snapshot is not taken: {error}");
-                    mirror.needs_resync = true;
-                }
                 world.resource_mut::<ClientStats>().snapshots_dropped += 1;
+                // What is not taken must not be built upon.
+                if let Some(mut link) = world.get_resource_mut::<Link>() {
+                    link.peer.acks.withhold(seq);
+                }
+                if !matches!(error, SnapshotError::Stale | SnapshotError::GivenUp) {
+                    debug!("a snapshot is not taken: {error}");
+                }
             }
         }
     }
@@ -186,6 +188,7 @@ fn plan(world: &mut World, tick: Tick) -> Plan {
     let changes = std::mem::take(&mut mirror.changes);
     for &change in &changes {
         match change {
+            Change::StartedOver => mirror.doubt_everything(),
             Change::Spawned(net) => {
                 whole = Some(net);
                 match find_again(mirror, net) {

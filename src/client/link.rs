@@ -44,8 +44,11 @@ pub(super) struct Link {
     last_sent: Duration,
     /// The newest tick whose input was sent.
     sent_tick: Option<Tick>,
+    /// When it last asked to be told everything anew.
+    asked_to_resync: Duration,
     said_hello: bool,
-    pub snapshots: Vec<Vec<u8>>,
+    /// With the numbers of their datagrams.
+    pub snapshots: Vec<(u16, Vec<u8>)>,
     pub values: Vec<ApartValue>,
     pub clock: ClockSync,
     /// Whether the clock was set from a snapshot.
@@ -121,6 +124,7 @@ pub(super) fn begin(world: &mut World, transport: Box<dyn ClientTransport>) {
         last_heard: now,
         last_sent: Duration::ZERO,
         sent_tick: None,
+        asked_to_resync: Duration::ZERO,
         said_hello: false,
         snapshots: Vec::new(),
         values: Vec::new(),
@@ -223,7 +227,7 @@ fn receive_datagrams(
     let mut keepsakes = world.resource_mut::<Keepsakes>();
     for datagram in datagrams.iter() {
         *last_heard = now;
-        let mut taken_now = None;
+        let (mut taken_now, mut snapshot) = (None, None);
         let mail = &mut keepsakes.mail;
         let received = peer.receive(
             now,
@@ -234,12 +238,13 @@ fn receive_datagrams(
                 }
             },
             |kind, body| match kind {
-                ChunkKind::Snapshot => snapshots.push(body.to_vec()),
+                ChunkKind::Snapshot => snapshot = Some(body.to_vec()),
                 ChunkKind::Goodbye => farewell = serial::decode(body).ok(),
                 ChunkKind::Taken => taken_now = Taken::decode(body).ok().map(|(taken, _)| taken),
                 ChunkKind::Inputs | ChunkKind::Renet | ChunkKind::Message | ChunkKind::Part => {}
             },
         );
+        snapshots.extend(peer.newest_snapshot().zip(snapshot));
         if let (Some(taken), Some(mail)) = (taken_now, mail) {
             mail.outbox
                 .handle_taken(taken, |letter| receipts.push(letter));
@@ -331,15 +336,16 @@ fn receive_messages(
             }
             Ok(Control::Value {
                 net,
+                generation,
                 component,
                 version,
                 bytes,
             }) => {
                 link.values.push(ApartValue {
-                    net: NetId(net),
+                    net: NetId::new(net, generation),
                     component: ComponentId(component),
                     version,
-                    bytes: bytes.into(),
+                    bytes,
                 });
             }
             Ok(Control::ConnectToken(token)) => {
@@ -436,11 +442,7 @@ fn go_on(
     }
     deliver_receipts(world, &receipts);
     let max_entities = world.resource::<Settings>().0.max_entities;
-    if resumption.keeps_entities {
-        Mirror::resume(world, tick, max_entities);
-    } else {
-        Mirror::begin(world, session, tick, max_entities);
-    }
+    Mirror::resume(world, tick, max_entities);
     world.resource_mut::<ClientStats>().begin_link();
     connection::change(world, ConnectionState::Connected, Some(session), None);
     Ok(News::Resumed(match resumption.lost {
@@ -579,6 +581,9 @@ pub(super) fn keep_time(
     }
 }
 
+/// A server starts over once a second at most, so it may not heed the first request.
+const RESYNC_INTERVAL: Duration = Duration::from_millis(500);
+
 /// A server sends something this often, even to a client of whom it knows that the link is bad.
 const STREAM_STANDS_STILL: Duration = Duration::from_secs(1);
 
@@ -589,7 +594,7 @@ pub(super) fn send(
     inputs: Res<SentInputs>,
     real: Res<Time<Real>>,
     settings: Res<Settings>,
-    mut mirror: ResMut<Mirror>,
+    mirror: Res<Mirror>,
     mut bytes: Local<Vec<u8>>,
 ) {
     let now = real.elapsed();
@@ -599,10 +604,14 @@ pub(super) fn send(
         last_sent,
         last_heard,
         sent_tick,
+        asked_to_resync,
         ..
     } = &mut *link;
-    if mirror.wants_resync() {
-        send_request(peer, &Request::Resync);
+    if let Some(epoch) = mirror.resync_epoch()
+        && now.saturating_sub(*asked_to_resync) >= RESYNC_INTERVAL
+    {
+        *asked_to_resync = now;
+        send_request(peer, &Request::Resync { epoch });
     }
     let newest = inputs.history.newest();
     // A stream that stands still keeps all that is put into it, and inputs will be too late.

@@ -49,8 +49,6 @@ pub(crate) struct Mirror {
     pub(super) leaving: HashMap<NetId, Leaving>,
     /// Copies from before the server told everything anew, of which it has not spoken since.
     pub(super) unconfirmed: HashSet<NetId>,
-    /// A snapshot could not be used, though it was acknowledged: the client must be told everything again.
-    pub(super) needs_resync: bool,
     pub(super) changes: Vec<Change>,
 }
 
@@ -215,7 +213,6 @@ impl Mirror {
             scheduled: Vec::new(),
             leaving: HashMap::default(),
             unconfirmed: HashSet::default(),
-            needs_resync: false,
             changes: Vec::new(),
         }
     }
@@ -249,7 +246,6 @@ impl Mirror {
         let mut mirror = world.resource_mut::<Self>();
         mirror.replica = Replica::new(mirror.layouts.clone(), max_entities);
         mirror.anchor = anchor;
-        mirror.needs_resync = false;
         mirror.doubt_everything();
     }
 
@@ -276,7 +272,6 @@ impl Mirror {
         mirror.scheduled.clear();
         mirror.leaving.clear();
         mirror.unconfirmed.clear();
-        mirror.needs_resync = false;
         for (entity, _) in copies {
             world.try_despawn(entity).ok();
         }
@@ -342,9 +337,9 @@ impl Mirror {
         }
     }
 
-    /// Whether snapshots have become unusable. Says so once.
-    pub fn wants_resync(&mut self) -> bool {
-        std::mem::take(&mut self.needs_resync)
+    /// The epoch in which snapshots have become unusable, until one of another has come.
+    pub fn resync_epoch(&self) -> Option<u8> {
+        self.replica.resync_epoch()
     }
 
     pub fn role_of(&self, meta: Meta) -> Role {

@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::names::NameError;
@@ -14,7 +15,7 @@ use crate::session::SessionId;
 use crate::tick::Tick;
 
 /// Changes whenever what travels on the wire changes its form.
-pub const WIRE_VERSION: u32 = 2;
+pub const WIRE_VERSION: u32 = 3;
 
 /// How many [connect tokens](Control::ConnectToken) a client keeps, and a server remembers of each.
 pub const MAX_CONNECT_TOKENS: usize = 4;
@@ -61,8 +62,11 @@ pub enum Intent {
 /// What a client asks of the server later on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Request {
-    /// To be told everything again: it could not use a snapshot.
-    Resync,
+    /// To be told everything again: it could not use a snapshot. Said until snapshots of another epoch come.
+    Resync {
+        /// The epoch that is of no use any more.
+        epoch: u8,
+    },
     /// The client has its new resume token, so the one before is void.
     ConfirmToken {
         /// See [`ResumeToken::receipt`]. Little endian, so that its length tells nothing and is always the same.
@@ -79,8 +83,6 @@ pub struct Resumption {
     pub first_kept: [u32; STREAMS],
     /// How many of the server's messages are lost: the client was away for longer than they could be kept.
     pub lost: u64,
-    /// Whether entities still have the names under which the client knows them.
-    pub keeps_entities: bool,
 }
 
 /// The server's messages about the connection itself and values too large for snapshots.
@@ -121,15 +123,32 @@ pub enum Control {
     },
     /// A component's value that was too large for a snapshot.
     Value {
-        /// The entity.
+        /// The index of the entity's id.
         net: u32,
+        /// The generation of its id.
+        generation: u32,
         /// The component.
         component: u8,
         /// See [`ApartValue`](super::view::ApartValue).
         version: u32,
         /// The serialised value.
-        bytes: Vec<u8>,
+        #[serde(with = "shared_bytes")]
+        bytes: Bytes,
     },
+}
+
+/// Bytes that are not copied on the way to the encoder.
+mod shared_bytes {
+    use bytes::Bytes;
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub fn serialize<S: Serializer>(bytes: &Bytes, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_bytes(bytes)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Bytes, D::Error> {
+        Vec::deserialize(from).map(Bytes::from)
+    }
 }
 
 /// Why a connection ended or was refused.

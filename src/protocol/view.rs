@@ -27,6 +27,8 @@ use crate::wire::quantize;
 #[derive(Debug)]
 pub struct View {
     partitions: SmallVec<[PartitionId; 2]>,
+    /// How often it has started over, modulo [`snapshot::EPOCHS`].
+    epoch: u8,
     baseline: Tick,
     previous: Tick,
     exceptions: HashMap<NetId, Exception>,
@@ -35,10 +37,13 @@ pub struct View {
     /// Whole entities of which nothing was sent yet, in the order in which they will be. Stale names as above.
     backlog: VecDeque<NetId>,
     in_flight: VecDeque<InFlight>,
-    knows_all: bool,
     /// Number of the next snapshot: orders what was sent against what became an exception.
     next_number: u64,
     apart: HashMap<NetId, SentApart>,
+    /// Entities that do not fit a snapshot even alone: as of which change, and with how many bits.
+    oversized: HashMap<NetId, (Tick, usize)>,
+    /// This one did not fit beside what is gone, which therefore waits for the next snapshot.
+    next_alone: Option<NetId>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -77,7 +82,6 @@ struct InFlight {
     seq: u16,
     tick: Tick,
     number: u64,
-    is_complete: bool,
     exceptions: Vec<NetId>,
 }
 
@@ -127,13 +131,22 @@ pub struct Encoded {
 /// Clear it when the archive changes.
 #[derive(Debug, Default)]
 pub struct BlockCache {
-    /// `None`: must not be shared, see [`Block::encode`].
-    blocks: HashMap<(PartitionId, Tick), Option<Block>>,
+    blocks: HashMap<(PartitionId, Tick), Shared>,
     gone: Vec<NetId>,
     updates: Vec<Candidate>,
     in_turn: Vec<NetId>,
     candidates: Vec<Candidate>,
     large: Vec<ComponentId>,
+}
+
+/// What clients with the same baseline are sent of a partition.
+#[derive(Debug)]
+enum Shared {
+    Block(Block),
+    /// Longer than so many bits, which was all that somebody had room for. Others may have more.
+    LongerThan(usize),
+    /// A value of it travels apart, and to whom it was sent is a client's own matter.
+    Never,
 }
 
 #[derive(Debug)]
@@ -165,6 +178,12 @@ impl BlockCache {
     pub fn clear(&mut self) {
         self.blocks.clear();
     }
+
+    /// How many blocks can be shared.
+    pub fn shared(&self) -> usize {
+        let is_block = |shared: &&Shared| matches!(shared, Shared::Block(_));
+        self.blocks.values().filter(is_block).count()
+    }
 }
 
 /// Serialised values above this many bytes travel apart, so that one of them cannot fill a snapshot.
@@ -186,6 +205,7 @@ impl View {
     pub fn new(now: Tick) -> Self {
         Self {
             partitions: SmallVec::new(),
+            epoch: 0,
             // What still happens in this tick is news.
             baseline: now - Ticks(1),
             previous: now,
@@ -193,20 +213,16 @@ impl View {
             active: Vec::new(),
             backlog: VecDeque::new(),
             in_flight: VecDeque::new(),
-            knows_all: false,
             next_number: 0,
             apart: HashMap::default(),
+            oversized: HashMap::default(),
+            next_alone: None,
         }
     }
 
     /// Everything up to this tick is known to the client, save for exceptions.
     pub fn baseline(&self) -> Tick {
         self.baseline
-    }
-
-    /// Whether the client once had everything, and so has nothing left of what it had before.
-    pub fn knows_all(&self) -> bool {
-        self.knows_all
     }
 
     /// The partitions that are seen.
@@ -259,15 +275,41 @@ impl View {
         }
     }
 
-    /// Starts over, as if nothing were known of what the client has: everything is sent again.
-    pub fn resync(&mut self, archive: &Archive, now: Tick) {
-        self.apart.clear();
-        for partition in self.partitions.clone() {
-            for (net, _) in by_priority(archive, partition) {
-                self.except(net, Knowledge::Unknown, now);
-            }
-        }
+    /// Starts over, as if the client knew nothing: everything is sent again, in a new epoch, and acknowledgements of
+    /// what was sent before say nothing any more. The client forgets what it had when it sees the new epoch.
+    pub fn start_over(&mut self, archive: &Archive, now: Tick) {
+        let partitions = std::mem::take(&mut self.partitions);
+        *self = Self {
+            epoch: (self.epoch + 1) % snapshot::EPOCHS,
+            previous: self.previous,
+            next_number: self.next_number,
+            ..Self::new(now)
+        };
+        self.set_partitions(archive, now, &partitions);
     }
+
+    /// How often this view has started over, modulo [`EPOCHS`](super::snapshot::EPOCHS).
+    pub fn epoch(&self) -> u8 {
+        self.epoch
+    }
+
+    /// Whether the client has acknowledged nothing for so long that the archive keeps too much for it alone: what was
+    /// despawned, and the past of what changed. It had better [start over](Self::start_over) then.
+    ///
+    /// 1,200 ticks are longer than links take to recover, if they do. When much is despawned, it is as many as
+    /// [`Self::MAX_RETIRED`] ids allow, but at least two seconds.
+    pub fn is_left_behind(&self, archive: &Archive, now: Tick) -> bool {
+        let behind = now.distance_from(self.forgotten_before());
+        let limit = match archive.retired() > Self::MAX_RETIRED {
+            true => Self::MAX_TICKS_BEHIND / 10,
+            false => Self::MAX_TICKS_BEHIND,
+        };
+        behind > limit
+    }
+
+    const MAX_TICKS_BEHIND: i32 = 1_200;
+    /// Ids that may wait to be given out again.
+    const MAX_RETIRED: usize = 16_384;
 
     /// A value could not be sent as a message; its entity is sent again, with its large values.
     pub fn handle_unsent(&mut self, value: &ApartValue, now: Tick) {
@@ -290,7 +332,6 @@ impl View {
             return;
         };
         self.baseline = self.baseline.latest(sent.tick);
-        self.knows_all |= sent.is_complete;
         for net in sent.exceptions {
             let Some(exception) = self.exceptions.get_mut(&net) else {
                 continue;
@@ -338,6 +379,7 @@ impl View {
         self.next_number += 1;
         let header = SnapshotHeader {
             tick,
+            epoch: self.epoch,
             baseline: self.baseline,
             previous: self.previous,
             inputs,
@@ -358,7 +400,6 @@ impl View {
             seq,
             tick,
             number: pass.number,
-            is_complete: encoded.complete,
             exceptions: sent,
         });
         encoded
@@ -409,10 +450,12 @@ impl View {
             complete: true,
             ..Encoded::default()
         };
+        let room = pass.end.saturating_sub(start);
+        self.oversized.retain(|net, _| pass.archive.contains(*net));
         out.write_bit(true);
         self.write_gone(pass, cache, out, sent, &mut encoded);
         out.write_bit(false);
-        self.write_candidates(pass, cache, out, apart, sent, &mut encoded);
+        self.write_candidates(pass, room, cache, out, apart, sent, &mut encoded);
         out.write_bit(false);
         if encoded.entities == 0 {
             out.truncate(start);
@@ -431,7 +474,11 @@ impl View {
         let mut gone = std::mem::take(&mut cache.gone);
         encoded.complete &= self.collect_gone(pass, &mut gone);
         // Half of the room at most: what lives must not wait for all that is gone.
-        let end = out.bit_len() + pass.end.saturating_sub(out.bit_len() + TRAILER_BITS) / 2;
+        let share = match self.next_alone {
+            None => pass.end.saturating_sub(out.bit_len() + TRAILER_BITS) / 2,
+            Some(_) => 0,
+        };
+        let end = out.bit_len() + share;
         let mut ids = IdCoder::default();
         for net in gone.drain(..) {
             let mark = (out.bit_len(), ids);
@@ -455,13 +502,15 @@ impl View {
     fn write_candidates(
         &mut self,
         pass: Pass,
+        room: usize,
         cache: &mut BlockCache,
         out: &mut BitWriter,
         apart: &mut Vec<ApartValue>,
         sent: &mut Vec<NetId>,
         encoded: &mut Encoded,
     ) {
-        encoded.complete &= self.collect_candidates(pass, cache);
+        encoded.complete &= self.collect_candidates(pass, room, cache, &mut encoded.oversized);
+        let gone = encoded.entities;
         let mut ids = IdCoder::default();
         let mut misfits = 0;
         for &candidate in &cache.candidates {
@@ -471,7 +520,7 @@ impl View {
             if self.is_in_snapshot(candidate.net, pass.number) {
                 continue;
             }
-            let limits: &[usize] = match encoded.entities {
+            let limits: &[usize] = match encoded.entities - gone {
                 // Nothing will ever make more room for it: send all of its large values apart.
                 0 => &[MAX_INLINE_BYTES, MAX_INLINE_BYTES_WHEN_CROWDED],
                 _ if misfits < MISFITS => &[MAX_INLINE_BYTES],
@@ -493,8 +542,10 @@ impl View {
                 };
                 write_record(
                     pass.archive,
+                    candidate.net,
                     record,
                     candidate.base,
+                    pass.tick,
                     self.baseline,
                     out,
                     goes_apart,
@@ -513,10 +564,13 @@ impl View {
                 continue;
             }
             encoded.complete = false;
-            if encoded.entities == 0 {
-                encoded.oversized = Some(candidate.net);
-            } else {
-                misfits += 1;
+            match (encoded.entities - gone, gone) {
+                (0, 0) => {
+                    encoded.oversized = Some(candidate.net);
+                    self.oversized.insert(candidate.net, (record.changed, room));
+                }
+                (0, _) => self.next_alone = self.next_alone.or(Some(candidate.net)),
+                _ => misfits += 1,
             }
             if !self.exceptions.contains_key(&candidate.net) {
                 let knowledge = match candidate.base {
@@ -527,10 +581,14 @@ impl View {
                 self.except(candidate.net, knowledge, self.previous);
             }
         }
-        // Those in turn that did not fit keep their places.
+        // Those in turn that did not fit keep their places, unless that is no question of place.
         for net in cache.in_turn.drain(..).rev() {
-            if is_unsent(&self.exceptions, net) {
-                self.backlog.push_front(net);
+            if !is_unsent(&self.exceptions, net) {
+                continue;
+            }
+            match self.oversized.contains_key(&net) {
+                true => self.backlog.push_back(net),
+                false => self.backlog.push_front(net),
             }
         }
         encoded.complete &= self.backlog.is_empty();
@@ -577,7 +635,13 @@ impl View {
 
     /// What could be sent: what changed and entities not yet sent at all, by turns, so that neither starves the
     /// other. Says whether that is all that the client lacks.
-    fn collect_candidates(&mut self, pass: Pass, cache: &mut BlockCache) -> bool {
+    fn collect_candidates(
+        &mut self,
+        pass: Pass,
+        room: usize,
+        cache: &mut BlockCache,
+        oversized: &mut Option<NetId>,
+    ) -> bool {
         let BlockCache {
             updates,
             in_turn,
@@ -599,6 +663,7 @@ impl View {
         self.active.sort_unstable();
         self.active.dedup();
         let (exceptions, baseline) = (&mut self.exceptions, self.baseline);
+        let too_large = &self.oversized;
         self.active.retain(|&net| {
             let Some(exception) = exceptions.get(&net) else {
                 return false;
@@ -619,6 +684,11 @@ impl View {
                 // Unchanged since it was last known: known as of the baseline, like any other.
                 exceptions.remove(&net);
                 return false;
+            }
+            if is_oversized(too_large, net, record, room) {
+                *oversized = Some(net);
+                is_all = false;
+                return true;
             }
             let nothing_new = !record.changed.is_newer_than(exception.waiting_since);
             if nothing_new && exception.is_on_its_way(pass) {
@@ -649,6 +719,15 @@ impl View {
         let mut unsent = in_turn
             .iter()
             .filter(|net| is_unsent(exceptions, **net))
+            .filter(|net| {
+                let record = pass.archive.record(**net);
+                let is_oversized =
+                    record.is_some_and(|record| is_oversized(too_large, **net, record, room));
+                if is_oversized {
+                    *oversized = Some(**net);
+                }
+                !is_oversized
+            })
             .map(|&net| Candidate {
                 net,
                 base: Base::Nothing,
@@ -663,10 +742,17 @@ impl View {
         loop {
             let (update, first) = (updates.next(), unsent.next());
             if update.is_none() && first.is_none() {
-                return is_all;
+                break;
             }
             candidates.extend(update.into_iter().chain(first));
         }
+        // It waits for a place of its own.
+        if let Some(net) = self.next_alone.take()
+            && let Some(at) = candidates.iter().position(|it| it.net == net)
+        {
+            candidates[..=at].rotate_right(1);
+        }
+        is_all
     }
 
     fn sees(&self, archive: &Archive, net: NetId) -> bool {
@@ -776,6 +862,17 @@ fn by_priority(archive: &Archive, partition: PartitionId) -> Vec<(NetId, &Record
     members
 }
 
+/// Whether it is known not to fit a snapshot of `room` bits even alone.
+fn is_oversized(
+    oversized: &HashMap<NetId, (Tick, usize)>,
+    net: NetId,
+    record: &Record,
+    room: usize,
+) -> bool {
+    let known = oversized.get(&net);
+    known.is_some_and(|&(changed, had)| changed == record.changed && room <= had)
+}
+
 fn is_unsent(exceptions: &HashMap<NetId, Exception>, net: NetId) -> bool {
     exceptions.get(&net).is_some_and(Exception::is_unsent)
 }
@@ -812,17 +909,23 @@ impl Exception {
 impl BlockCache {
     /// The block of a partition for clients with this baseline, or `None` if it cannot be shared.
     fn block(&mut self, pass: Pass, partition: PartitionId, baseline: Tick) -> Option<&Block> {
-        self.blocks
+        let encode = || Block::encode(pass, partition, baseline);
+        let shared = self
+            .blocks
             .entry((partition, baseline))
-            .or_insert_with(|| Block::encode(pass, partition, baseline))
-            .as_ref()
+            .or_insert_with(encode);
+        if matches!(shared, Shared::LongerThan(end) if pass.end > *end) {
+            *shared = encode();
+        }
+        match shared {
+            Shared::Block(block) => Some(block),
+            Shared::LongerThan(_) | Shared::Never => None,
+        }
     }
 }
 
 impl Block {
-    /// `None` when a value of it must travel apart (whom that was sent to is a client's own matter), or when it is
-    /// larger than a snapshot.
-    fn encode(pass: Pass, partition: PartitionId, baseline: Tick) -> Option<Self> {
+    fn encode(pass: Pass, partition: PartitionId, baseline: Tick) -> Shared {
         let archive = pass.archive;
         let mut gone: Vec<_> = archive.tombstones_since(partition, baseline).collect();
         gone.sort_unstable();
@@ -832,7 +935,7 @@ impl Block {
         let entities = gone.len() + changed.len();
         let mut out = BitWriter::new();
         if entities == 0 {
-            return Some(Self {
+            return Shared::Block(Self {
                 bits: out.take(),
                 entities,
             });
@@ -851,16 +954,28 @@ impl Block {
             out.write_bit(true);
             ids.write(net, &mut out);
             base.write(pass.tick, &mut out);
-            write_record(archive, record, base, baseline, &mut out, |_, bytes| {
-                is_shareable &= bytes.len() <= MAX_INLINE_BYTES;
-                false
-            });
-            if !is_shareable || out.bit_len() > pass.end {
-                return None;
+            write_record(
+                archive,
+                net,
+                record,
+                base,
+                pass.tick,
+                baseline,
+                &mut out,
+                |_, bytes| {
+                    is_shareable &= bytes.len() <= MAX_INLINE_BYTES;
+                    false
+                },
+            );
+            if !is_shareable {
+                return Shared::Never;
+            }
+            if out.bit_len() > pass.end {
+                return Shared::LongerThan(pass.end);
             }
         }
         out.write_bit(false);
-        Some(Self {
+        Shared::Block(Self {
             bits: out.take(),
             entities,
         })
@@ -872,8 +987,10 @@ impl Block {
 /// `goes_apart` decides which serialised values are only announced.
 fn write_record(
     archive: &Archive,
+    net: NetId,
     record: &Record,
     base: Base,
+    tick: Tick,
     baseline: Tick,
     out: &mut BitWriter,
     mut goes_apart: impl FnMut(ComponentId, &[u8]) -> bool,
@@ -885,13 +1002,16 @@ fn write_record(
     };
     let structure_is_known =
         known.is_some_and(|known| !record.structure_changed.is_newer_than(known));
-    if known.is_some() {
-        out.write_bit(!structure_is_known);
+    match known {
+        None => snapshot::write_generation(net, out),
+        Some(_) => out.write_bit(!structure_is_known),
     }
     if !structure_is_known {
         let ids = record.components.iter().map(|stored| stored.id);
         snapshot::write_structure(record.meta, ids, out);
     }
+    // What came with the entity needs no telling.
+    let known_insertions = known.unwrap_or(record.spawned);
     for stored in &record.components {
         if let Some(known) = known {
             let is_new = stored.changed.is_newer_than(known);
@@ -899,6 +1019,10 @@ fn write_record(
             if !is_new {
                 continue;
             }
+        }
+        if !structure_is_known {
+            let is_news = stored.inserted.is_newer_than(known_insertions);
+            snapshot::write_age(is_news.then_some(stored.inserted), tick, out);
         }
         match &stored.value {
             StoredValue::Words(history) => {
@@ -969,7 +1093,7 @@ mod tests {
     fn an_ordinary_client_gets_the_same_bytes_from_the_shared_block_as_from_its_own() {
         let (mut archive, nets) = archive(50);
         for &net in &nets {
-            archive.set_words(Tick(1), net, ComponentId(0), &[net.0, 7]);
+            archive.set_words(Tick(1), net, ComponentId(0), &[net.index(), 7]);
         }
         let mut view = settled_view(&archive);
         for (index, &net) in nets.iter().enumerate() {

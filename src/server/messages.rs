@@ -2,7 +2,7 @@
 
 use bevy::prelude::*;
 
-use super::collect::{NetIds, Replication};
+use super::collect::{NetIds, Nets, Replication};
 use super::links::{Link, SessionMail};
 use crate::message::{
     self, Delivered, FromClient, MAX_SERVER_MESSAGE_BYTES, MessageRule, NetMessage, Target,
@@ -42,7 +42,12 @@ pub(crate) fn receive<M: NetMessage>(
     bytes: &[u8],
 ) -> Result<(), serial::SerialError> {
     let replication = world.resource::<Replication>();
-    let locals = |net| replication.entity(net);
+    let nets = world.resource::<Nets>();
+    // It may have been despawned since the last collection, or be replicated no more.
+    let locals = |net| {
+        let entity = replication.entity(net);
+        entity.filter(|entity| nets.current(*entity) == Some(net))
+    };
     let message = world.resource::<MessageRule<M>>().decode(bytes, &locals)?;
     world.write_message(FromClient { session, message });
     Ok(())

@@ -33,7 +33,6 @@ use crate::schedule::{CurrentTick, TandemSystems};
 use crate::session::{
     Away, Ban, Kick, Session, SessionAway, SessionId, SessionJoined, SessionLeft, SessionReturned,
 };
-use crate::tick::Tick;
 use crate::transport::udp::Auth;
 use crate::transport::udp::token::unix_time;
 use crate::transport::{LinkId, PeerInfo, SharedBytes};
@@ -117,15 +116,6 @@ impl Sessions {
 /// With what a session can be resumed.
 #[derive(Component)]
 struct Keys(ResumeKeys);
-
-/// On a session that is away, or that is back and has not been told everything: since which tick its client may be
-/// missing news, so that no entity is given the name of one that the client still has.
-#[derive(Component)]
-pub(super) struct Holds {
-    pub since: Tick,
-    /// False once too many names were held: the client starts over when it comes back.
-    pub keeps_entities: bool,
-}
 
 /// Who is banned and asks again and again is slowed down to once in this time. To be told at once would have it ask
 /// hundreds of times a second, and cost us more than it costs to ask.
@@ -471,9 +461,6 @@ fn resume(
     // The server may not have noticed yet that the old link is dead.
     detach(world, links, session);
     deliver_receipts(world, session, &receipts);
-    let keeps_entities = world
-        .get::<Holds>(session)
-        .is_none_or(|holds| holds.keeps_entities);
     let Some(mail) = world.get::<SessionMail>(session) else {
         return Ok(());
     };
@@ -481,7 +468,6 @@ fn resume(
         taken: mail.0.inbox.taken(),
         first_kept: mail.0.outbox.first_kept(),
         lost,
-        keeps_entities,
     };
     welcome(
         world,
@@ -583,15 +569,7 @@ fn detach(world: &mut World, links: &mut Links, session: Entity) {
     if let Some(link) = entity.take::<Link>() {
         links.drop_link(link.id);
     }
-    if let Some(outgoing) = entity.take::<Outgoing>() {
-        let since = outgoing.view.forgotten_before();
-        // What it missed before, it has not been told yet.
-        entity.entry::<Holds>().or_insert(Holds {
-            since,
-            keeps_entities: true,
-        });
-    }
-    entity.remove::<LinkedOver>();
+    entity.remove::<(Outgoing, LinkedOver)>();
 }
 
 /// A link is gone: its session is away, or ends with it.
@@ -631,9 +609,13 @@ pub(super) fn lose_link(
 }
 
 /// Ends the sessions that have been away for too long.
-pub(super) fn expire(world: &mut World, links: &mut Links, now: Duration) {
+pub(super) fn expire(
+    world: &mut World,
+    away: &mut QueryState<(Entity, &'static Away)>,
+    links: &mut Links,
+    now: Duration,
+) {
     let window = world.resource::<SessionSettings>().0.resume_window;
-    let mut away = world.query::<(Entity, &Away)>();
     let over: Vec<_> = away
         .iter(world)
         .filter(|(_, away)| now.saturating_sub(away.since) > window)
