@@ -380,20 +380,23 @@ fn what_is_spawned_early_as_children_stays_together() {
         for frame in 0..80 {
             net.run(Ticks(1));
             let world = net.client(ada).world_mut();
-            let shots: Vec<_> = world
+            let mut shots: Vec<_> = world
                 .query_filtered::<Entity, With<Shot>>()
                 .iter(world)
                 .collect();
-            let trails: Vec<_> = world
+            let mut trails: Vec<_> = world
                 .query::<(&Trail, &ChildOf)>()
                 .iter(world)
                 .map(|(_, parent)| parent.parent())
                 .collect();
+            shots.sort_unstable();
+            trails.sort_unstable();
             assert_eq!(
                 trails, shots,
                 "seed {seed}, pushed by {push}, frame {frame}"
             );
-            assert!(shots.len() <= 1, "seed {seed}, frame {frame}");
+            // A frame may have two ticks, when the client catches up.
+            assert!(shots.len() <= 2, "seed {seed}, frame {frame}");
         }
         net.run(Ticks(240));
         let world = net.client(ada).world_mut();
@@ -452,7 +455,7 @@ fn who_owns_and_predicts_may_change_again_and_again() {
     for seed in 0..4 {
         let (mut net, ada) = with_ada(ships, lossy(seed));
         let session = net.session(ada).unwrap();
-        let entity = spawn(&mut net, (Tag(5), At(1.0), Place(2.0), Health(3)));
+        let entity = spawn(&mut net, (Tag(5), At(1.0), Place(2.0), Trail(3)));
         let mut rng = fastrand::Rng::with_seed(seed);
         for n in 0..80 {
             let mut at = on_server(&mut net, entity);
@@ -473,7 +476,7 @@ fn who_owns_and_predicts_may_change_again_and_again() {
                     at.remove::<(At, Place)>().insert(Place(n as f32));
                 }
                 _ => {
-                    at.insert((At(n as f32), Health(n)));
+                    at.insert((At(n as f32), Trail(n as u8)));
                 }
             }
             net.run(Ticks(rng.u32(0..8)));
@@ -483,7 +486,7 @@ fn who_owns_and_predicts_may_change_again_and_again() {
         let wanted = (
             at.get::<At>().cloned(),
             at.get::<Place>().cloned(),
-            at.get::<Health>().cloned(),
+            at.get::<Trail>().cloned(),
         );
         let by = at.get::<PredictedBy>().copied().unwrap_or_default();
         let is_predicted = by == PredictedBy::Everyone || at.contains::<OwnedBy>();
@@ -492,7 +495,7 @@ fn who_owns_and_predicts_may_change_again_and_again() {
         let seen = (
             at.get::<At>().cloned(),
             at.get::<Place>().cloned(),
-            at.get::<Health>().cloned(),
+            at.get::<Trail>().cloned(),
         );
         assert_eq!(seen, wanted, "seed {seed}");
         assert_eq!(at.contains::<Predicted>(), is_predicted, "seed {seed}");

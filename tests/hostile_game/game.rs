@@ -1,5 +1,8 @@
 //! The game that is played, the same on both sides.
 
+use std::cell::RefCell;
+use std::collections::HashSet;
+
 use bevy::prelude::*;
 use bevy_tandem::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -82,6 +85,12 @@ impl Blend for Place {
     fn offset(&self, from: &Self, to: &Self, weight: f32) -> Self {
         Self(self.0 + (from.0 - to.0) * weight)
     }
+}
+
+thread_local! {
+    /// Tags of entities whose marker was taken away and given back: to clients, another entity, which they see while the
+    /// one before is still about to leave.
+    pub static MARKED_ANEW: RefCell<HashSet<u32>> = RefCell::default();
 }
 
 /// Number of the next thing that the server spawns.

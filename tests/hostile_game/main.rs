@@ -15,6 +15,7 @@ mod check;
 mod game;
 mod mischief;
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use bevy::ecs::entity_disabling::Disabled;
@@ -265,6 +266,7 @@ impl Drop for Naming {
 fn play(seed: u64) {
     let _naming = Naming(seed);
     mischief::LOG.with_borrow_mut(Vec::clear);
+    game::MARKED_ANEW.with_borrow_mut(HashSet::clear);
     Match::new(seed).play();
 }
 

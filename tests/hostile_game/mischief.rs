@@ -64,6 +64,9 @@ pub struct Mischief {
     pub touched: HashSet<(u32, Touched)>,
     /// Copies hang below one another as this client's game likes: they go when those above them go.
     pub is_untidy: bool,
+    /// What something is being hung on in this frame. Bevy panics, without any plugin, where an observer of the insertion
+    /// despawns that: `world.spawn((A, ChildOf(parent)))`, and an observer of `A` which despawns `parent`.
+    hung_on: Vec<Entity>,
 }
 
 impl Mischief {
@@ -75,6 +78,7 @@ impl Mischief {
             left_this_frame: 0,
             touched: HashSet::default(),
             is_untidy: false,
+            hung_on: Vec::new(),
         }
     }
 
@@ -92,6 +96,7 @@ pub fn install(app: &mut App) {
     app.insert_resource(Mischief::new(Rng::with_seed(0), 0.0));
     app.add_systems(First, |mut mischief: ResMut<Mischief>| {
         mischief.left_this_frame = 5;
+        mischief.hung_on.clear();
     });
     in_schedules(app);
     on_changes::<Tag>(app);
@@ -169,11 +174,17 @@ fn on_changes<C: Component>(app: &mut App) {
 }
 
 fn answer<E: EntityEvent, C: Component>(
-    _: On<E, C>,
+    on: On<E, C>,
+    hanging: Query<(Option<&ChildOf>, Option<&OwnedBy>, Option<&InRoom>), Allow<Disabled>>,
     mut mischief: ResMut<Mischief>,
     mut commands: Commands,
 ) {
     if mischief.strikes() {
+        if let Ok((parent, owner, room)) = hanging.get(on.event_target()) {
+            mischief.hung_on.extend(parent.map(ChildOf::parent));
+            mischief.hung_on.extend(owner.map(|owner| owner.0));
+            mischief.hung_on.extend(room.map(|room| room.0));
+        }
         commands.queue(|world: &mut World| {
             act(world, std::any::type_name::<(E, C)>());
         });
@@ -199,8 +210,15 @@ fn on_events(app: &mut App) {
 }
 
 fn in_hooks(app: &mut App) {
-    fn hook(mut world: DeferredWorld, _: HookContext) {
+    fn hook(mut world: DeferredWorld, context: HookContext) {
         if world.resource_mut::<Mischief>().strikes() {
+            let parent = world.get::<ChildOf>(context.entity).map(ChildOf::parent);
+            let owner = world.get::<OwnedBy>(context.entity).map(|owner| owner.0);
+            let room = world.get::<InRoom>(context.entity).map(|room| room.0);
+            let mut mischief = world.resource_mut::<Mischief>();
+            mischief
+                .hung_on
+                .extend([parent, owner, room].into_iter().flatten());
             world
                 .commands()
                 .queue(|world: &mut World| act(world, "a hook"));
@@ -240,6 +258,27 @@ fn all<F: bevy::ecs::query::QueryFilter>(world: &mut World) -> Vec<Entity> {
     query.iter(world).collect()
 }
 
+/// Despawns, unless something is just being hung on what would go.
+fn despawn(world: &mut World, entity: Entity) {
+    let hung_on = &world.resource::<Mischief>().hung_on;
+    let mut owners = hung_on.clone();
+    for &at in hung_on {
+        // What hangs on an owner goes with it.
+        let mut at = at;
+        loop {
+            owners.extend(world.get::<OwnedBy>(at).map(|owner| owner.0));
+            let Some(parent) = world.get::<ChildOf>(at) else {
+                break;
+            };
+            at = parent.parent();
+            owners.push(at);
+        }
+    }
+    if !owners.contains(&entity) {
+        world.try_despawn(entity).ok();
+    }
+}
+
 fn one(rng: &mut Rng, of: &[Entity]) -> Option<Entity> {
     (!of.is_empty()).then(|| of[rng.usize(..of.len())])
 }
@@ -254,7 +293,7 @@ fn act_on_server(world: &mut World, rng: &mut Rng) -> String {
     match rng.u32(..100) {
         0..=15 if things.len() < 40 => return spawn(world, rng),
         16..=24 => {
-            world.despawn(thing);
+            despawn(world, thing);
             return format!("despawn {thing}");
         }
         25..=36 => change(world, rng, thing),
@@ -265,6 +304,8 @@ fn act_on_server(world: &mut World, rng: &mut Rng) -> String {
         }
         46..=50 => {
             let mut entity = world.entity_mut(thing);
+            let tag = entity.get::<Tag>().expect("things have tags").0;
+            MARKED_ANEW.with_borrow_mut(|anew| anew.insert(tag));
             let had = entity.contains::<Replicated>();
             entity.remove::<Replicated>();
             if !had || rng.bool() {
@@ -437,7 +478,7 @@ fn reparent_on_server(world: &mut World, rng: &mut Rng, thing: Entity) -> String
                 && let Some(other) = one(rng, &all::<With<Tag>>(world))
                 && other != thing
             {
-                world.despawn(other);
+                despawn(world, other);
             }
         }
     }
@@ -457,7 +498,7 @@ fn change_rooms(world: &mut World, rng: &mut Rng, thing: Entity) -> String {
     };
     match rng.u8(..8) {
         0 => {
-            world.despawn(room);
+            despawn(world, room);
             return format!("despawn the room {room}");
         }
         1 | 2 => {
@@ -484,7 +525,7 @@ fn send_someone_away(world: &mut World, rng: &mut Rng) -> String {
     let reason = "x".repeat([3, 2_000][rng.usize(..2)]);
     match rng.u8(..12) {
         0 => {
-            world.despawn(session);
+            despawn(world, session);
             format!("despawn the session {session}")
         }
         1 | 2 => {
@@ -498,7 +539,7 @@ fn send_someone_away(world: &mut World, rng: &mut Rng) -> String {
             });
             world.trigger(Kick { session, reason });
             if rng.bool() {
-                world.try_despawn(session).ok();
+                despawn(world, session);
             }
             format!("kick {session} twice")
         }
@@ -567,7 +608,7 @@ fn act_on_client(world: &mut World, rng: &mut Rng) -> String {
         0..=9 => {
             touch_below(world, copy);
             let was = describe(world, copy);
-            world.despawn(copy);
+            despawn(world, copy);
             return format!("despawn {was}");
         }
         10..=19 => {
@@ -591,7 +632,7 @@ fn act_on_client(world: &mut World, rng: &mut Rng) -> String {
         69..=72 => {
             if let Some(own) = one(rng, &all::<With<Own>>(world)) {
                 touch_below(world, own);
-                world.despawn(own);
+                despawn(world, own);
             }
         }
         73..=77 => {

@@ -1,5 +1,8 @@
 //! The game, the same on both sides, and what a client adds.
 
+use std::cell::RefCell;
+use std::collections::HashSet;
+
 use bevy::ecs::entity_disabling::Disabled;
 use bevy::ecs::query::Allow;
 use bevy::prelude::*;
@@ -66,6 +69,12 @@ impl Blend for Place {
     fn offset(&self, from: &Self, to: &Self, weight: f32) -> Self {
         Self(self.0 + (from.0 - to.0) * weight)
     }
+}
+
+thread_local! {
+    /// Tags of entities whose marker was taken away and given back: to clients, another entity, which they see while the
+    /// one before is still about to leave.
+    pub static MARKED_ANEW: RefCell<HashSet<u32>> = RefCell::default();
 }
 
 /// Values of a band lie this far from the next band's.

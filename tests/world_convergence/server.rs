@@ -79,6 +79,8 @@ pub fn act(world: &mut World, rng: &mut Rng) {
         }
         51..=54 => {
             let mut entity = world.entity_mut(thing);
+            let tag = entity.get::<Tag>().expect("things have tags").0;
+            MARKED_ANEW.with_borrow_mut(|anew| anew.insert(tag));
             let had = entity.contains::<Replicated>();
             entity.remove::<Replicated>();
             if !had || rng.bool() {
