@@ -233,6 +233,7 @@ fn find_again(mirror: &mut Mirror, net: NetId) -> bool {
     } else if !mirror.unconfirmed.remove(&net) {
         return false;
     }
+    mirror.unschedule(net);
     if let Some(local) = mirror.locals.get_mut(&net) {
         local.is_early = false;
         local.is_fresh = true;

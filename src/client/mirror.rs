@@ -415,9 +415,24 @@ impl Mirror {
         scheduled.any(|scheduled| scheduled.net == net && scheduled.event == event)
     }
 
-    /// What is scheduled for an entity happens no more.
+    /// What is scheduled for an entity happens no more: what would have been taken from it is on it still.
     pub fn unschedule(&mut self, net: NetId) {
-        self.scheduled.retain(|scheduled| scheduled.net != net);
+        let child_of = self.child_of;
+        let mut local = self.locals.get_mut(&net);
+        self.scheduled.retain(|scheduled| {
+            if scheduled.net != net {
+                return true;
+            }
+            let still_on = match scheduled.event {
+                Event::Remove(id) => id,
+                Event::Parent(_) => child_of,
+                Event::Insert(_) => return false,
+            };
+            if let Some(local) = &mut local {
+                local.told.set(still_on, true);
+            }
+            false
+        });
     }
 
     /// Whether the server has told everything that there was at this tick: what is not here then is not in view.
