@@ -388,7 +388,7 @@ fn first_of_two_crowds(prepare: fn(&mut World, &[Entity], &[Entity])) -> (usize,
     prepare(net.server.world_mut(), &first, &second);
     net.run(Ticks(4));
     let ada = net.join("ada");
-    net.run(Ticks(40));
+    net.run(Ticks(20));
     let seen = copies::<Health>(&mut net, ada);
     let count = |health| seen.iter().filter(|(_, it)| it.0 == health).count();
     (count(1), count(2))

@@ -328,6 +328,12 @@ impl Archive {
         self.retired.len()
     }
 
+    /// Number of departures that some client may still have to be told of.
+    pub fn tombstones(&self) -> usize {
+        let partitions = self.partitions.iter().flatten();
+        partitions.map(|partition| partition.tombstones.len()).sum()
+    }
+
     /// Whether an entity is there.
     pub fn contains(&self, net: NetId) -> bool {
         self.record(net).is_some()

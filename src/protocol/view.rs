@@ -959,6 +959,7 @@ impl Block {
                 net,
                 record,
                 base,
+                pass.tick,
                 baseline,
                 &mut out,
                 |_, bytes| {

@@ -10,7 +10,7 @@ use std::cell::RefCell;
 
 use bevy::ecs::entity::EntityHashMap;
 use bevy::ecs::entity_disabling::DefaultQueryFilters;
-use bevy::ecs::query::{QueryBuilder, QueryData, QueryFilter};
+use bevy::ecs::query::{FilteredAccess, QueryBuilder, QueryData, QueryFilter};
 use bevy::ecs::system::{ParamBuilder, QueryParamBuilder, SystemParam, SystemParamBuilder};
 use bevy::ecs::world::DeferredWorld;
 use bevy::platform::collections::{HashMap, HashSet};
@@ -92,10 +92,10 @@ fn see_all<D: QueryData, F: QueryFilter>(builder: &mut QueryBuilder<D, F>) {
         .map(|filters| filters.disabling_ids().collect())
         .unwrap_or_default();
     for id in hiding {
-        // A query that mentions such a component is not filtered by it.
-        builder.optional(|builder| {
-            builder.ref_id(id);
-        });
+        // As `Allow` does it: a query that asks whether there is such a component is not filtered by it.
+        let mut access = FilteredAccess::matches_everything();
+        access.access_mut().add_archetypal(id);
+        builder.extend_access(access);
     }
 }
 
