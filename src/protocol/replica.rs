@@ -67,11 +67,11 @@ struct DraftValue {
     component: ComponentId,
     /// When it was inserted, if that is news.
     inserted: Option<Tick>,
-    value: DraftBytes,
+    value: DraftKind,
 }
 
 #[derive(Debug)]
-enum DraftBytes {
+enum DraftKind {
     /// Where its words begin, and whether they were a difference.
     Words {
         start: usize,
@@ -390,34 +390,10 @@ impl Replica {
                 component.value = Value::empty(&self.layouts, id);
                 changes.push(Change::Removed(net, id));
             }
-            match (value.value, &mut component.value) {
-                (DraftBytes::Words { start, is_delta }, Value::Words(history)) => {
-                    if is_delta && let Some(base) = record.base {
-                        history.forget_before(base);
-                    }
-                    let words = &words[start..start + history.words()];
-                    if history.push(tick, words) {
-                        changes.push(Change::Set(net, id));
-                    }
-                }
-                (DraftBytes::Inline(new), current) => {
-                    let same = matches!(&*current, Value::Bytes { bytes, .. } if *bytes == new);
-                    if !same {
-                        *current = Value::Bytes {
-                            bytes: new,
-                            version: None,
-                        };
-                        changes.push(Change::Set(net, id));
-                    }
-                }
-                (DraftBytes::Apart { version }, current) => {
-                    let same = matches!(&*current, Value::Bytes { version: had, .. } if *had == Some(version));
-                    if !same {
-                        *current = Value::Awaited { version };
-                        awaited.push(id);
-                    }
-                }
-                (DraftBytes::Words { .. }, _) => {} // a layout does not change
+            match component.set(value.value, record.base, tick, words) {
+                Arrived::New => changes.push(Change::Set(net, id)),
+                Arrived::Apart => awaited.push(id),
+                Arrived::Known => {}
             }
         }
         for id in awaited {
@@ -535,14 +511,10 @@ impl Draft {
         };
         let has_structure = base.is_none() || input.read_bit()?;
         let start = self.structures.len();
-        let meta = match has_structure {
-            true => Some(snapshot::read_structure(
-                &replica.layouts,
-                input,
-                &mut self.structures,
-            )?),
-            false => None,
-        };
+        let structures = &mut self.structures;
+        let meta = has_structure
+            .then(|| snapshot::read_structure(&replica.layouts, input, structures))
+            .transpose()?;
         match (has_structure, held) {
             (true, _) => {
                 for at in start..self.structures.len() {
@@ -608,14 +580,14 @@ impl Draft {
                     }
                     None => quantize::read_full(fields, words, input)?,
                 }
-                DraftBytes::Words {
+                DraftKind::Words {
                     start,
                     is_delta: base.is_some(),
                 }
             }
             _ => match BytesValue::read(input)? {
-                BytesValue::Inline(bytes) => DraftBytes::Inline(bytes.into()),
-                BytesValue::Apart { version } => DraftBytes::Apart { version },
+                BytesValue::Inline(bytes) => DraftKind::Inline(bytes.into()),
+                BytesValue::Apart { version } => DraftKind::Apart { version },
             },
         };
         self.values.push(DraftValue {
@@ -687,6 +659,52 @@ impl ReplicaEntity {
                 };
                 self.components.insert(index, component);
             }
+        }
+    }
+}
+
+/// What a value that came is to an entity.
+enum Arrived {
+    New,
+    Known,
+    /// It comes as a message, or has come already.
+    Apart,
+}
+
+impl Component {
+    fn set(&mut self, value: DraftKind, base: Option<Tick>, tick: Tick, words: &[u32]) -> Arrived {
+        let is_new = match (value, &mut self.value) {
+            (DraftKind::Words { start, is_delta }, Value::Words(history)) => {
+                if is_delta && let Some(base) = base {
+                    history.forget_before(base);
+                }
+                let words = &words[start..start + history.words()];
+                history.push(tick, words)
+            }
+            (DraftKind::Words { .. }, _) => false, // a layout does not change
+            (DraftKind::Inline(new), current) => {
+                let same = matches!(&*current, Value::Bytes { bytes, .. } if *bytes == new);
+                if !same {
+                    *current = Value::Bytes {
+                        bytes: new,
+                        version: None,
+                    };
+                }
+                !same
+            }
+            (DraftKind::Apart { version }, current) => {
+                let same =
+                    matches!(&*current, Value::Bytes { version: had, .. } if *had == Some(version));
+                if !same {
+                    *current = Value::Awaited { version };
+                    return Arrived::Apart;
+                }
+                false
+            }
+        };
+        match is_new {
+            true => Arrived::New,
+            false => Arrived::Known,
         }
     }
 }

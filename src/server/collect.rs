@@ -21,7 +21,7 @@ use super::rooms;
 use super::send::is_send_tick;
 use crate::protocol::archive::Archive;
 use crate::protocol::layout::{ComponentId, Meta, NetId};
-use crate::registry::{ComponentRule, Registry};
+use crate::registry::{ComponentRule, Naming, Registry};
 use crate::replication::{OwnedBy, Owner, PredictedBy, Priority, Replicated, Simulated};
 use crate::schedule::{CurrentTick, TandemSystems};
 use crate::session::Session;
@@ -68,6 +68,10 @@ impl Plugin for ReplicationPlugin {
             archive: Archive::new(layouts),
             entities: Vec::new(),
             references: References::default(),
+        });
+        app.insert_resource(Naming {
+            nets: |world, entity| world.resource::<Nets>().current(entity),
+            locals: living,
         });
         let settings = (ParamBuilder, QueryParamBuilder::new(see_all))
             .build_state(app.world_mut())
@@ -208,6 +212,12 @@ impl Nets {
     pub fn current(&self, entity: Entity) -> Option<NetId> {
         self.current.get(&entity).copied()
     }
+}
+
+/// The entity that has this id, unless it was despawned, or is replicated no more, since the last collection.
+pub(crate) fn living(world: &World, net: NetId) -> Option<Entity> {
+    let entity = world.resource::<Replication>().entity(net)?;
+    (world.resource::<Nets>().current(entity) == Some(net)).then_some(entity)
 }
 
 /// What happened to entities since the last collection. Changes of values are found by change detection instead.

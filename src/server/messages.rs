@@ -2,7 +2,7 @@
 
 use bevy::prelude::*;
 
-use super::collect::{NetIds, Nets, Replication};
+use super::collect::{self, NetIds};
 use super::links::{Link, SessionMail};
 use crate::message::{
     self, Delivered, FromClient, MAX_SERVER_MESSAGE_BYTES, MessageRule, NetMessage, Target,
@@ -41,13 +41,7 @@ pub(crate) fn receive<M: NetMessage>(
     session: Entity,
     bytes: &[u8],
 ) -> Result<(), serial::SerialError> {
-    let replication = world.resource::<Replication>();
-    let nets = world.resource::<Nets>();
-    // It may have been despawned since the last collection, or be replicated no more.
-    let locals = |net| {
-        let entity = replication.entity(net);
-        entity.filter(|entity| nets.current(*entity) == Some(net))
-    };
+    let locals = |net| collect::living(world, net);
     let message = world.resource::<MessageRule<M>>().decode(bytes, &locals)?;
     world.write_message(FromClient { session, message });
     Ok(())
