@@ -61,7 +61,7 @@ pub(crate) fn install<C: Component + Clone>(app: &mut App) {
 }
 
 /// Takes every snapshot that came, and brings the world up to date.
-fn apply_snapshots(world: &mut World) {
+pub(super) fn apply_snapshots(world: &mut World) {
     let mut link = world.resource_mut::<Link>();
     let snapshots = std::mem::take(&mut link.snapshots);
     let values = std::mem::take(&mut link.values);
@@ -80,13 +80,13 @@ fn apply_snapshots(world: &mut World) {
                 take_note(world, taken);
             }
             Err(error) => {
-                if !matches!(error, SnapshotError::Stale | SnapshotError::GivenUp) {
-                    debug!("a snapshot is not taken: {error}");
-                }
                 world.resource_mut::<ClientStats>().snapshots_dropped += 1;
-                // What is not taken must not be built upon. (An observer may have left.)
+                // What is not taken must not be built upon.
                 if let Some(mut link) = world.get_resource_mut::<Link>() {
                     link.peer.acks.withhold(seq);
+                }
+                if !matches!(error, SnapshotError::Stale | SnapshotError::GivenUp) {
+                    debug!("a snapshot is not taken: {error}");
                 }
             }
         }
