@@ -347,6 +347,19 @@ impl<'a, I: NetInput> InputRegistration<'a, I> {
         self
     }
 
+    /// For inputs that name entities: each side finds its own, and [`Entity::PLACEHOLDER`] where there is none (any
+    /// more). Without it, entities in inputs mean nothing at the other side.
+    pub fn map_entities(self) -> Self
+    where
+        I: MapEntities,
+    {
+        self.app
+            .world_mut()
+            .resource_mut::<input::InputRule<I>>()
+            .map = Some(message::map_entities);
+        self
+    }
+
     /// Ends this registration; the app is free for others.
     pub fn protocol(self) -> Protocol<'a> {
         Protocol { app: self.app }
@@ -586,6 +599,33 @@ impl<C: Component + Clone> ComponentRule<C> {
             text += ", interpolated";
         }
         text
+    }
+}
+
+/// How this app finds network ids of its entities, and the other way around. Whoever replicates says so.
+#[derive(Resource, Clone, Copy)]
+pub(crate) struct Naming {
+    pub nets: fn(&World, Entity) -> Option<NetId>,
+    pub locals: fn(&World, NetId) -> Option<Entity>,
+}
+
+impl Naming {
+    /// What travels in the place of an entity.
+    pub fn to_net(world: &World, entity: Entity) -> Entity {
+        let naming = world.get_resource::<Self>();
+        let nets = |entity| (naming?.nets)(world, entity);
+        ToNet { nets: &nets }.get_mapped(entity)
+    }
+
+    /// The entity of this app for what has travelled.
+    pub fn from_net(world: &World, reference: Entity) -> Entity {
+        let naming = world.get_resource::<Self>();
+        let locals = |net| (naming?.locals)(world, net);
+        let mut from_net = FromNet {
+            locals: &locals,
+            unknown: &mut |_| {},
+        };
+        from_net.get_mapped(reference)
     }
 }
 

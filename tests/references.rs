@@ -352,3 +352,63 @@ fn references_to_disabled_entities_name_them() {
     let target = copy(&mut net, ada, 1).unwrap();
     assert_eq!(aim(&mut net, ada, 2), Some(target));
 }
+
+/// What a player points at.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, bevy::ecs::entity::MapEntities)]
+struct Pick(#[entities] Entity);
+
+impl Default for Pick {
+    fn default() -> Self {
+        Self(Entity::PLACEHOLDER)
+    }
+}
+
+/// Whom each tick's input named.
+#[derive(Resource, Default)]
+struct Picked(Vec<Entity>);
+
+fn game_with_input(app: &mut App) {
+    game(app);
+    app.add_input::<Pick>().map_entities();
+    app.init_resource::<Picked>().add_systems(
+        FixedUpdate,
+        |inputs: Query<&Input<Pick>>, mut picked: ResMut<Picked>| {
+            picked.0.extend(inputs.iter().map(|input| input.0.0));
+        },
+    );
+}
+
+#[test]
+fn entities_in_inputs_are_each_sides_own_and_never_strangers() {
+    let mut net = TestNet::new(game_with_input, lossy(1));
+    let ada = net.join("ada");
+    net.run(Ticks(120));
+    let session = net.session(ada).unwrap();
+    spawn(&mut net, (Tag(1), OwnedBy(session)));
+    // Ids that differ between the sides.
+    net.client(ada).world_mut().spawn_empty();
+    let target = spawn(&mut net, Tag(2));
+    net.run(Ticks(60));
+    let picked = copy(&mut net, ada, 2).unwrap();
+    net.client(ada)
+        .world_mut()
+        .resource_mut::<LocalInput<Pick>>()
+        .0 = Pick(picked);
+    net.run(Ticks(60));
+    let on_server = net.server.world().resource::<Picked>().0.clone();
+    let on_client = net.client(ada).world().resource::<Picked>().0.clone();
+    for (seen, whom) in [(on_server, target), (on_client, picked)] {
+        assert_eq!(seen.last(), Some(&whom));
+        let is_known = |it: &Entity| *it == whom || *it == Entity::PLACEHOLDER;
+        assert!(seen.iter().all(is_known));
+    }
+    net.server.world_mut().despawn(target);
+    net.run(Ticks(10));
+    for tag in 10..30 {
+        spawn(&mut net, Tag(tag));
+    }
+    net.server.world_mut().resource_mut::<Picked>().0.clear();
+    net.run(Ticks(60));
+    let picked = &net.server.world().resource::<Picked>().0;
+    assert!(picked.iter().all(|it| *it == Entity::PLACEHOLDER));
+}

@@ -388,7 +388,9 @@ fn first_of_two_crowds(prepare: fn(&mut World, &[Entity], &[Entity])) -> (usize,
     prepare(net.server.world_mut(), &first, &second);
     net.run(Ticks(4));
     let ada = net.join("ada");
-    net.run(Ticks(40));
+    while copies::<Health>(&mut net, ada).len() < 50 {
+        net.run(Ticks(1));
+    }
     let seen = copies::<Health>(&mut net, ada);
     let count = |health| seen.iter().filter(|(_, it)| it.0 == health).count();
     (count(1), count(2))
@@ -401,7 +403,7 @@ fn priorities_changed_in_place_or_removed_take_effect() {
             world.get_mut::<Priority>(entity).unwrap().0 = 10.0;
         }
     });
-    assert!(first == 0 && second > 20, "{first} and {second}");
+    assert!(first == 0 && second >= 50, "{first} and {second}");
     let (first, second) = first_of_two_crowds(|world, first, second| {
         for &entity in first {
             world.get_mut::<Priority>(entity).unwrap().0 = 0.1;
@@ -410,5 +412,62 @@ fn priorities_changed_in_place_or_removed_take_effect() {
             world.entity_mut(entity).remove::<Priority>();
         }
     });
-    assert!(first == 0 && second > 20, "{first} and {second}");
+    assert!(first == 0 && second >= 50, "{first} and {second}");
+}
+
+#[test]
+fn a_client_that_has_refused_snapshots_ends_with_exactly_the_servers_world() {
+    for seed in 0..4 {
+        let conditions = LinkConditions {
+            loss: 0.2,
+            ..LinkConditions::mobile().with_seed(seed)
+        };
+        let mut net = TestNet::new(game, conditions);
+        let config = ClientConfig {
+            name: "ada".into(),
+            max_entities: 20,
+            ..default()
+        };
+        let ada = net.join_with(game, config);
+        net.run(Ticks(90));
+        let world = net.server.world_mut();
+        let kept: Vec<_> = (0..10)
+            .map(|n| world.spawn((Replicated, Health(n))).id())
+            .collect();
+        net.run(Ticks(90));
+        assert_eq!(copies::<Health>(&mut net, ada).len(), 10);
+        let before = copies::<Health>(&mut net, ada);
+
+        // More than it takes, while others go and change.
+        let world = net.server.world_mut();
+        let crowd: Vec<_> = (0..20)
+            .map(|n| world.spawn((Replicated, Health(100 + n))).id())
+            .collect();
+        world.despawn(kept[0]);
+        world.get_mut::<Health>(kept[1]).unwrap().0 = 50;
+        net.run(Ticks(300));
+        let seen = copies::<Health>(&mut net, ada);
+        assert!(
+            seen.len() <= 20,
+            "seed {seed}: it holds no more than it said"
+        );
+        let world = net.server.world_mut();
+        for entity in crowd {
+            world.despawn(entity);
+        }
+        world.entity_mut(kept[2]).remove::<Health>();
+        net.run(Ticks(600));
+        let mut seen: Vec<_> = copies::<Health>(&mut net, ada);
+        seen.sort_by_key(|(_, health)| health.0);
+        let values: Vec<_> = seen.iter().map(|(_, health)| health.0).collect();
+        assert_eq!(values, [3, 4, 5, 6, 7, 8, 9, 50], "seed {seed}");
+        assert_eq!(copies::<Replicated>(&mut net, ada).len(), 9, "seed {seed}");
+        for (copy, health) in seen {
+            let was = before.iter().find(|(_, before)| before.0 == health.0);
+            assert!(
+                was.is_none_or(|(entity, _)| *entity == copy),
+                "seed {seed}: copies stay the same"
+            );
+        }
+    }
 }

@@ -16,7 +16,7 @@ use super::predict;
 use super::stats::ClientStats;
 use crate::protocol::layout::NetId;
 use crate::protocol::replica::{Change, SnapshotError, Taken};
-use crate::registry::{ComponentRule, Registry};
+use crate::registry::{ComponentRule, Naming, Registry};
 use crate::replication::SpawnKey;
 use crate::schedule::{CurrentTick, TandemSystems};
 use crate::tick::{Tick, Ticks};
@@ -39,7 +39,10 @@ impl Plugin for ReplicationPlugin {
         let layouts = Registry::freeze(app);
         copies::register(app.world_mut());
         let mirror = Mirror::new(app.world_mut(), layouts);
-        app.insert_resource(mirror);
+        app.insert_resource(mirror).insert_resource(Naming {
+            nets: |world, entity| world.resource::<Mirror>().net_id(entity),
+            locals: |world, net| world.resource::<Mirror>().entity(net),
+        });
         for entry in app.world().resource::<Registry>().components.clone().iter() {
             (entry.install_client)(app);
         }
@@ -188,7 +191,10 @@ fn plan(world: &mut World, tick: Tick) -> Plan {
     let changes = std::mem::take(&mut mirror.changes);
     for &change in &changes {
         match change {
-            Change::StartedOver => mirror.doubt_everything(),
+            Change::StartedOver => {
+                fresh.clear();
+                mirror.doubt_everything();
+            }
             Change::Spawned(net) => {
                 whole = Some(net);
                 match find_again(mirror, net) {

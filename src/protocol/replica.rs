@@ -45,6 +45,7 @@ struct Draft {
     structures: Vec<ComponentId>,
     values: Vec<DraftValue>,
     words: Vec<u32>,
+    inline: Vec<Bytes>,
     /// The indices of all records.
     mentioned: HashSet<u32>,
     /// Entities that are not held yet.
@@ -67,17 +68,18 @@ struct DraftValue {
     component: ComponentId,
     /// When it was inserted, if that is news.
     inserted: Option<Tick>,
-    value: DraftBytes,
+    value: DraftKind,
 }
 
 #[derive(Debug)]
-enum DraftBytes {
+enum DraftKind {
     /// Where its words begin, and whether they were a difference.
     Words {
-        start: usize,
+        start: u32,
         is_delta: bool,
     },
-    Inline(Bytes),
+    /// Which of the serialised values it is.
+    Inline(u32),
     Apart {
         version: u32,
     },
@@ -332,12 +334,16 @@ impl Replica {
     /// Brings the entities up to date with a snapshot that fits them.
     fn apply(&mut self, header: &SnapshotHeader, draft: &mut Draft, changes: &mut Vec<Change>) {
         let mut values = draft.values.drain(..);
+        let mut arrived = ArrivedValues {
+            words: &draft.words,
+            inline: &mut draft.inline,
+        };
         let (mut structures_start, mut values_start) = (0, 0);
         for record in &draft.records {
             let structure = &draft.structures[structures_start..record.structures_end];
             let values = values.by_ref().take(record.values_end - values_start);
             (structures_start, values_start) = (record.structures_end, record.values_end);
-            self.apply_record(header, record, structure, values, &draft.words, changes);
+            self.apply_record(header, record, structure, values, &mut arrived, changes);
         }
         for &index in &draft.gone {
             // What left one place may have entered another, in whichever order they are told. Values that came early
@@ -356,7 +362,7 @@ impl Replica {
         record: &DraftRecord,
         structure: &[ComponentId],
         values: impl Iterator<Item = DraftValue>,
-        words: &[u32],
+        arrived: &mut ArrivedValues,
         changes: &mut Vec<Change>,
     ) {
         let (net, tick) = (record.net, header.tick);
@@ -390,34 +396,10 @@ impl Replica {
                 component.value = Value::empty(&self.layouts, id);
                 changes.push(Change::Removed(net, id));
             }
-            match (value.value, &mut component.value) {
-                (DraftBytes::Words { start, is_delta }, Value::Words(history)) => {
-                    if is_delta && let Some(base) = record.base {
-                        history.forget_before(base);
-                    }
-                    let words = &words[start..start + history.words()];
-                    if history.push(tick, words) {
-                        changes.push(Change::Set(net, id));
-                    }
-                }
-                (DraftBytes::Inline(new), current) => {
-                    let same = matches!(&*current, Value::Bytes { bytes, .. } if *bytes == new);
-                    if !same {
-                        *current = Value::Bytes {
-                            bytes: new,
-                            version: None,
-                        };
-                        changes.push(Change::Set(net, id));
-                    }
-                }
-                (DraftBytes::Apart { version }, current) => {
-                    let same = matches!(&*current, Value::Bytes { version: had, .. } if *had == Some(version));
-                    if !same {
-                        *current = Value::Awaited { version };
-                        awaited.push(id);
-                    }
-                }
-                (DraftBytes::Words { .. }, _) => {} // a layout does not change
+            match component.set(value.value, record.base, tick, arrived) {
+                Arrived::New => changes.push(Change::Set(net, id)),
+                Arrived::Apart => awaited.push(id),
+                Arrived::Known => {}
             }
         }
         for id in awaited {
@@ -479,6 +461,7 @@ impl Draft {
         self.structures.clear();
         self.values.clear();
         self.words.clear();
+        self.inline.clear();
         self.mentioned.clear();
         self.spawned = 0;
     }
@@ -535,14 +518,10 @@ impl Draft {
         };
         let has_structure = base.is_none() || input.read_bit()?;
         let start = self.structures.len();
-        let meta = match has_structure {
-            true => Some(snapshot::read_structure(
-                &replica.layouts,
-                input,
-                &mut self.structures,
-            )?),
-            false => None,
-        };
+        let structures = &mut self.structures;
+        let meta = has_structure
+            .then(|| snapshot::read_structure(&replica.layouts, input, structures))
+            .transpose()?;
         match (has_structure, held) {
             (true, _) => {
                 for at in start..self.structures.len() {
@@ -608,14 +587,17 @@ impl Draft {
                     }
                     None => quantize::read_full(fields, words, input)?,
                 }
-                DraftBytes::Words {
-                    start,
+                DraftKind::Words {
+                    start: start as u32,
                     is_delta: base.is_some(),
                 }
             }
             _ => match BytesValue::read(input)? {
-                BytesValue::Inline(bytes) => DraftBytes::Inline(bytes.into()),
-                BytesValue::Apart { version } => DraftBytes::Apart { version },
+                BytesValue::Inline(bytes) => {
+                    self.inline.push(bytes.into());
+                    DraftKind::Inline(self.inline.len() as u32 - 1)
+                }
+                BytesValue::Apart { version } => DraftKind::Apart { version },
             },
         };
         self.values.push(DraftValue {
@@ -687,6 +669,65 @@ impl ReplicaEntity {
                 };
                 self.components.insert(index, component);
             }
+        }
+    }
+}
+
+/// The values of a draft.
+struct ArrivedValues<'a> {
+    words: &'a [u32],
+    inline: &'a mut [Bytes],
+}
+
+/// What a value that came is to an entity.
+enum Arrived {
+    New,
+    Known,
+    /// It comes as a message, or has come already.
+    Apart,
+}
+
+impl Component {
+    fn set(
+        &mut self,
+        value: DraftKind,
+        base: Option<Tick>,
+        tick: Tick,
+        arrived: &mut ArrivedValues,
+    ) -> Arrived {
+        let is_new = match (value, &mut self.value) {
+            (DraftKind::Words { start, is_delta }, Value::Words(history)) => {
+                if is_delta && let Some(base) = base {
+                    history.forget_before(base);
+                }
+                let start = start as usize;
+                history.push(tick, &arrived.words[start..start + history.words()])
+            }
+            (DraftKind::Words { .. }, _) => false, // a layout does not change
+            (DraftKind::Inline(index), current) => {
+                let new = std::mem::take(&mut arrived.inline[index as usize]);
+                let same = matches!(&*current, Value::Bytes { bytes, .. } if *bytes == new);
+                if !same {
+                    *current = Value::Bytes {
+                        bytes: new,
+                        version: None,
+                    };
+                }
+                !same
+            }
+            (DraftKind::Apart { version }, current) => {
+                let same =
+                    matches!(&*current, Value::Bytes { version: had, .. } if *had == Some(version));
+                if !same {
+                    *current = Value::Awaited { version };
+                    return Arrived::Apart;
+                }
+                false
+            }
+        };
+        match is_new {
+            true => Arrived::New,
+            false => Arrived::Known,
         }
     }
 }

@@ -170,7 +170,59 @@ struct Pass<'a> {
     number: u64,
     /// How long the output may become, in bits.
     end: usize,
+    /// How much of that is for entities.
+    room: usize,
     resend_after: Ticks,
+}
+
+impl Pass<'_> {
+    /// Ticks since then, at least one.
+    fn waited(&self, since: Tick) -> f32 {
+        self.tick.distance_from(since).max(1) as f32
+    }
+}
+
+impl Candidate {
+    /// Writes it if it fits. Serialised values above `max_inline` bytes are only announced, and noted in `large`.
+    fn write(
+        self,
+        pass: Pass,
+        record: &Record,
+        baseline: Tick,
+        max_inline: usize,
+        ids: &mut IdCoder,
+        large: &mut Vec<ComponentId>,
+        out: &mut BitWriter,
+    ) -> bool {
+        let mark = (out.bit_len(), *ids);
+        large.clear();
+        out.write_bit(true);
+        ids.write(self.net, out);
+        self.base.write(pass.tick, out);
+        let goes_apart = |id, bytes: &[u8]| {
+            let goes = bytes.len() > max_inline;
+            if goes {
+                large.push(id);
+            }
+            goes
+        };
+        write_record(
+            pass.archive,
+            self.net,
+            record,
+            self.base,
+            pass.tick,
+            baseline,
+            out,
+            goes_apart,
+        );
+        let fits = out.bit_len() + TRAILER_BITS <= pass.end;
+        if !fits {
+            out.truncate(mark.0);
+            *ids = mark.1;
+        }
+        fits
+    }
 }
 
 impl BlockCache {
@@ -374,6 +426,7 @@ impl View {
             tick,
             number: self.next_number,
             end: out.bit_len() + budget.max_bytes * 8,
+            room: 0,
             resend_after: budget.resend_after,
         };
         self.next_number += 1;
@@ -450,12 +503,15 @@ impl View {
             complete: true,
             ..Encoded::default()
         };
-        let room = pass.end.saturating_sub(start);
+        let pass = Pass {
+            room: pass.end.saturating_sub(start),
+            ..pass
+        };
         self.oversized.retain(|net, _| pass.archive.contains(*net));
         out.write_bit(true);
         self.write_gone(pass, cache, out, sent, &mut encoded);
         out.write_bit(false);
-        self.write_candidates(pass, room, cache, out, apart, sent, &mut encoded);
+        self.write_candidates(pass, cache, out, apart, sent, &mut encoded);
         out.write_bit(false);
         if encoded.entities == 0 {
             out.truncate(start);
@@ -502,14 +558,13 @@ impl View {
     fn write_candidates(
         &mut self,
         pass: Pass,
-        room: usize,
         cache: &mut BlockCache,
         out: &mut BitWriter,
         apart: &mut Vec<ApartValue>,
         sent: &mut Vec<NetId>,
         encoded: &mut Encoded,
     ) {
-        encoded.complete &= self.collect_candidates(pass, room, cache, &mut encoded.oversized);
+        encoded.complete &= self.collect_candidates(pass, cache, &mut encoded.oversized);
         let gone = encoded.entities;
         let mut ids = IdCoder::default();
         let mut misfits = 0;
@@ -526,62 +581,48 @@ impl View {
                 _ if misfits < MISFITS => &[MAX_INLINE_BYTES],
                 _ => &[],
             };
+            let large = &mut cache.large;
             let fits = limits.iter().any(|&max_inline| {
-                let mark = (out.bit_len(), ids);
-                let large = &mut cache.large;
-                large.clear();
-                out.write_bit(true);
-                ids.write(candidate.net, out);
-                candidate.base.write(pass.tick, out);
-                let goes_apart = |id, bytes: &[u8]| {
-                    let goes = bytes.len() > max_inline;
-                    if goes {
-                        large.push(id);
-                    }
-                    goes
-                };
-                write_record(
-                    pass.archive,
-                    candidate.net,
-                    record,
-                    candidate.base,
-                    pass.tick,
-                    self.baseline,
-                    out,
-                    goes_apart,
-                );
-                let fits = out.bit_len() + TRAILER_BITS <= pass.end;
-                if !fits {
-                    out.truncate(mark.0);
-                    ids = mark.1;
-                }
-                fits
+                let baseline = self.baseline;
+                candidate.write(pass, record, baseline, max_inline, &mut ids, large, out)
             });
             if fits {
                 encoded.entities += 1;
                 self.mark_sent(pass, candidate.net, sent);
-                self.send_apart(candidate.net, record, &cache.large, apart);
+                self.send_apart(candidate.net, record, large, apart);
                 continue;
             }
             encoded.complete = false;
             match (encoded.entities - gone, gone) {
                 (0, 0) => {
                     encoded.oversized = Some(candidate.net);
-                    self.oversized.insert(candidate.net, (record.changed, room));
+                    let measured = (record.changed, pass.room);
+                    self.oversized.insert(candidate.net, measured);
                 }
                 (0, _) => self.next_alone = self.next_alone.or(Some(candidate.net)),
                 _ => misfits += 1,
             }
-            if !self.exceptions.contains_key(&candidate.net) {
-                let knowledge = match candidate.base {
-                    Base::Nothing => Knowledge::Unknown,
-                    Base::Snapshot => Knowledge::StateOf(self.baseline),
-                    Base::Own(tick) => Knowledge::StateOf(tick),
-                };
-                self.except(candidate.net, knowledge, self.previous);
-            }
+            self.leave_out(candidate);
         }
-        // Those in turn that did not fit keep their places, unless that is no question of place.
+        self.give_turns_back(cache);
+        encoded.complete &= self.backlog.is_empty();
+    }
+
+    /// A candidate was left out: what the client knows of it is its own matter from now on.
+    fn leave_out(&mut self, candidate: Candidate) {
+        if self.exceptions.contains_key(&candidate.net) {
+            return;
+        }
+        let knowledge = match candidate.base {
+            Base::Nothing => Knowledge::Unknown,
+            Base::Snapshot => Knowledge::StateOf(self.baseline),
+            Base::Own(tick) => Knowledge::StateOf(tick),
+        };
+        self.except(candidate.net, knowledge, self.previous);
+    }
+
+    /// Those in turn that did not fit keep their places, unless that is no question of place.
+    fn give_turns_back(&mut self, cache: &mut BlockCache) {
         for net in cache.in_turn.drain(..).rev() {
             if !is_unsent(&self.exceptions, net) {
                 continue;
@@ -591,7 +632,6 @@ impl View {
                 false => self.backlog.push_front(net),
             }
         }
-        encoded.complete &= self.backlog.is_empty();
     }
 
     /// What to take from the client, in the order of ids; says whether that is all that it must not have.
@@ -638,27 +678,44 @@ impl View {
     fn collect_candidates(
         &mut self,
         pass: Pass,
-        room: usize,
         cache: &mut BlockCache,
         oversized: &mut Option<NetId>,
     ) -> bool {
-        let BlockCache {
-            updates,
-            in_turn,
-            candidates,
-            ..
-        } = cache;
-        let waited = |since: Tick| pass.tick.distance_from(since).max(1) as f32;
-        updates.clear();
+        cache.updates.clear();
+        self.collect_changed(pass, &mut cache.updates);
+        let is_all = self.collect_exceptions(pass, &mut cache.updates, oversized);
+        // Among the many that will not fit, the order does not matter: a record takes a byte at least.
+        sort_by_urgency(&mut cache.updates, pass.end / 8);
+        self.take_turns(pass, cache, oversized);
+        // It waits for a place of its own.
+        if let Some(net) = self.next_alone.take()
+            && let Some(at) = cache.candidates.iter().position(|it| it.net == net)
+        {
+            cache.candidates[..=at].rotate_right(1);
+        }
+        is_all
+    }
+
+    /// What has changed since the baseline.
+    fn collect_changed(&self, pass: Pass, updates: &mut Vec<Candidate>) {
         for &partition in &self.partitions {
             for (net, record) in pass.archive.changed_since(partition, self.baseline) {
                 if !self.exceptions.contains_key(&net) {
                     let base = Knowledge::StateOf(self.baseline).base(record, self.baseline);
-                    let urgency = record.priority * waited(self.previous);
+                    let urgency = record.priority * pass.waited(self.previous);
                     updates.push(Candidate { net, base, urgency });
                 }
             }
         }
+    }
+
+    /// Exceptions that have news, or whose acknowledgement is overdue; says whether no others are left.
+    fn collect_exceptions(
+        &mut self,
+        pass: Pass,
+        updates: &mut Vec<Candidate>,
+        oversized: &mut Option<NetId>,
+    ) -> bool {
         let mut is_all = true;
         self.active.sort_unstable();
         self.active.dedup();
@@ -685,44 +742,38 @@ impl View {
                 exceptions.remove(&net);
                 return false;
             }
-            if is_oversized(too_large, net, record, room) {
+            let nothing_new = !record.changed.is_newer_than(exception.waiting_since);
+            if is_oversized(too_large, pass, net) {
                 *oversized = Some(net);
                 is_all = false;
-                return true;
-            }
-            let nothing_new = !record.changed.is_newer_than(exception.waiting_since);
-            if nothing_new && exception.is_on_its_way(pass) {
+            } else if nothing_new && exception.is_on_its_way(pass) {
                 is_all = false;
             } else {
                 let base = exception.knowledge.base(record, baseline);
-                let urgency = record.priority * waited(exception.waiting_since);
+                let urgency = record.priority * pass.waited(exception.waiting_since);
                 updates.push(Candidate { net, base, urgency });
             }
             true
         });
-        let by_urgency = |a: &Candidate, b: &Candidate| {
-            let urgency = b.urgency.total_cmp(&a.urgency);
-            urgency.then_with(|| a.net.cmp(&b.net))
-        };
-        // Among the many that will not fit, the order does not matter: a record takes a byte at least.
-        let most = pass.end / 8;
-        if updates.len() > most {
-            updates.select_nth_unstable_by(most, by_urgency);
-            updates[..most].sort_unstable_by(by_urgency);
-        } else {
-            updates.sort_unstable_by(by_urgency);
-        }
+        is_all
+    }
 
+    /// Puts updates and what was not sent at all alternately into the list of candidates.
+    fn take_turns(&mut self, pass: Pass, cache: &mut BlockCache, oversized: &mut Option<NetId>) {
+        let BlockCache {
+            updates,
+            in_turn,
+            candidates,
+            ..
+        } = cache;
         let window = self.backlog.len().min(BACKLOG_WINDOW);
         in_turn.clear();
         in_turn.extend(self.backlog.drain(..window));
         let mut unsent = in_turn
             .iter()
-            .filter(|net| is_unsent(exceptions, **net))
+            .filter(|net| is_unsent(&self.exceptions, **net))
             .filter(|net| {
-                let record = pass.archive.record(**net);
-                let is_oversized =
-                    record.is_some_and(|record| is_oversized(too_large, **net, record, room));
+                let is_oversized = is_oversized(&self.oversized, pass, **net);
                 if is_oversized {
                     *oversized = Some(**net);
                 }
@@ -742,17 +793,10 @@ impl View {
         loop {
             let (update, first) = (updates.next(), unsent.next());
             if update.is_none() && first.is_none() {
-                break;
+                return;
             }
             candidates.extend(update.into_iter().chain(first));
         }
-        // It waits for a place of its own.
-        if let Some(net) = self.next_alone.take()
-            && let Some(at) = candidates.iter().position(|it| it.net == net)
-        {
-            candidates[..=at].rotate_right(1);
-        }
-        is_all
     }
 
     fn sees(&self, archive: &Archive, net: NetId) -> bool {
@@ -862,15 +906,28 @@ fn by_priority(archive: &Archive, partition: PartitionId) -> Vec<(NetId, &Record
     members
 }
 
-/// Whether it is known not to fit a snapshot of `room` bits even alone.
-fn is_oversized(
-    oversized: &HashMap<NetId, (Tick, usize)>,
-    net: NetId,
-    record: &Record,
-    room: usize,
-) -> bool {
+/// Whether it is known not to fit a snapshot with so much room even alone.
+fn is_oversized(oversized: &HashMap<NetId, (Tick, usize)>, pass: Pass, net: NetId) -> bool {
+    let is_same = |changed| {
+        let record = pass.archive.record(net);
+        record.is_some_and(|record| record.changed == changed)
+    };
     let known = oversized.get(&net);
-    known.is_some_and(|&(changed, had)| changed == record.changed && room <= had)
+    known.is_some_and(|&(changed, had)| pass.room <= had && is_same(changed))
+}
+
+/// Sorts the first `most`; those after them come in any order.
+fn sort_by_urgency(updates: &mut [Candidate], most: usize) {
+    let by_urgency = |a: &Candidate, b: &Candidate| {
+        let urgency = b.urgency.total_cmp(&a.urgency);
+        urgency.then_with(|| a.net.cmp(&b.net))
+    };
+    if updates.len() > most {
+        updates.select_nth_unstable_by(most, by_urgency);
+        updates[..most].sort_unstable_by(by_urgency);
+    } else {
+        updates.sort_unstable_by(by_urgency);
+    }
 }
 
 fn is_unsent(exceptions: &HashMap<NetId, Exception>, net: NetId) -> bool {
@@ -1112,6 +1169,7 @@ mod tests {
             tick: Tick(3),
             number: view.next_number,
             end: 100_000,
+            room: 100_000,
             resend_after: BUDGET.resend_after,
         };
         let mut cache = BlockCache::default();

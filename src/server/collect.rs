@@ -10,7 +10,7 @@ use std::cell::RefCell;
 
 use bevy::ecs::entity::EntityHashMap;
 use bevy::ecs::entity_disabling::DefaultQueryFilters;
-use bevy::ecs::query::{QueryBuilder, QueryData, QueryFilter};
+use bevy::ecs::query::{FilteredAccess, QueryBuilder, QueryData, QueryFilter};
 use bevy::ecs::system::{ParamBuilder, QueryParamBuilder, SystemParam, SystemParamBuilder};
 use bevy::ecs::world::DeferredWorld;
 use bevy::platform::collections::{HashMap, HashSet};
@@ -21,7 +21,7 @@ use super::rooms;
 use super::send::is_send_tick;
 use crate::protocol::archive::Archive;
 use crate::protocol::layout::{ComponentId, Meta, NetId};
-use crate::registry::{ComponentRule, Registry};
+use crate::registry::{ComponentRule, Naming, Registry};
 use crate::replication::{OwnedBy, Owner, PredictedBy, Priority, Replicated, Simulated};
 use crate::schedule::{CurrentTick, TandemSystems};
 use crate::session::Session;
@@ -69,6 +69,10 @@ impl Plugin for ReplicationPlugin {
             entities: Vec::new(),
             references: References::default(),
         });
+        app.insert_resource(Naming {
+            nets: |world, entity| world.resource::<Nets>().current(entity),
+            locals: living,
+        });
         let settings = (ParamBuilder, QueryParamBuilder::new(see_all))
             .build_state(app.world_mut())
             .build_system(note_settings);
@@ -92,10 +96,10 @@ fn see_all<D: QueryData, F: QueryFilter>(builder: &mut QueryBuilder<D, F>) {
         .map(|filters| filters.disabling_ids().collect())
         .unwrap_or_default();
     for id in hiding {
-        // A query that mentions such a component is not filtered by it.
-        builder.optional(|builder| {
-            builder.ref_id(id);
-        });
+        // As `Allow` does it: a query that asks whether there is such a component is not filtered by it.
+        let mut access = FilteredAccess::matches_everything();
+        access.access_mut().add_archetypal(id);
+        builder.extend_access(access);
     }
 }
 
@@ -208,6 +212,12 @@ impl Nets {
     pub fn current(&self, entity: Entity) -> Option<NetId> {
         self.current.get(&entity).copied()
     }
+}
+
+/// The entity that has this id, unless it was despawned, or is replicated no more, since the last collection.
+pub(crate) fn living(world: &World, net: NetId) -> Option<Entity> {
+    let entity = world.resource::<Replication>().entity(net)?;
+    (world.resource::<Nets>().current(entity) == Some(net)).then_some(entity)
 }
 
 /// What happened to entities since the last collection. Changes of values are found by change detection instead.

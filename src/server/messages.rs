@@ -3,7 +3,7 @@
 use bevy::ecs::system::SystemParam;
 use bevy::prelude::*;
 
-use super::collect::{CollectSystems, NetIds, Nets, Replication};
+use super::collect::{self, CollectSystems, NetIds};
 use super::departures::Departures;
 use super::links::{Link, SessionMail};
 use super::send::SendSchedule;
@@ -52,13 +52,7 @@ pub(crate) fn receive<M: NetMessage>(
     session: Entity,
     bytes: &[u8],
 ) -> Result<(), serial::SerialError> {
-    let replication = world.resource::<Replication>();
-    let nets = world.resource::<Nets>();
-    // It may have been despawned since the last collection, or be replicated no more.
-    let locals = |net| {
-        let entity = replication.entity(net);
-        entity.filter(|entity| nets.current(*entity) == Some(net))
-    };
+    let locals = |net| collect::living(world, net);
     let rule = world.resource::<MessageRule<M>>();
     let message = rule.decode(bytes, &locals, &mut |_| {})?;
     world.write_message(FromClient { session, message });
