@@ -51,8 +51,6 @@ struct Heard {
     notes: Vec<u32>,
     loose: Vec<u32>,
     blobs: Vec<usize>,
-    /// In order: notes, and hits with the tag of whom they name here.
-    ordered: Vec<String>,
     /// Of hits and glances: who was meant, and who is named here.
     named: Vec<(u32, Option<u32>)>,
     back: Vec<String>,
@@ -106,7 +104,6 @@ fn hear_notes(
 ) {
     for note in notes.read() {
         heard.notes.push(note.0.0);
-        heard.ordered.push(format!("note {}", note.0.0));
     }
     heard.loose.extend(loose.read().map(|loose| loose.0.0));
 }
@@ -128,7 +125,6 @@ fn hear_hits(
     for hit in hits.read() {
         let named = tags.get(hit.0.whom).ok().map(|tag| tag.0);
         heard.named.push((hit.0.tag, named));
-        heard.ordered.push(format!("hit {}", hit.0.tag));
     }
 }
 
@@ -609,32 +605,89 @@ fn what_comes_after_a_message_that_waits_keeps_its_order_and_other_channels_go_o
         ..default()
     };
     let mut net = TestNet::with_config(game, clean(), config);
+    let near = net.server.world_mut().spawn((Replicated, Tag(7))).id();
     let ada = net.join_with(listening, listener());
     net.run(Ticks(120));
     let world = net.server.world_mut();
     for n in 0..600 {
         world.spawn((Replicated, Tag(n), Priority(2.0)));
     }
-    let whom = (Replicated, Tag(1_000), Priority(0.01));
-    let whom = world.spawn(whom).id();
+    let far = (Replicated, Tag(1_000), Priority(0.01));
+    let far = world.spawn(far).id();
     net.run(Ticks(2));
-    tell(&mut net, Target::All, Hit { whom, tag: 1_000 });
-    let mut expected = vec!["hit 1000".to_owned()];
+    let mut expected = Vec::new();
     for n in 0..8 {
+        let (whom, tag) = if n == 0 { (far, 1_000) } else { (near, 7) };
+        tell(&mut net, Target::All, Hit { whom, tag });
+        tell(&mut net, Target::All, Shout(vec![0; 10]));
+        expected.push((tag, Some(tag)));
         net.run(Ticks(1));
         tell(&mut net, Target::All, Note(n));
-        tell(&mut net, Target::All, Shout(vec![0; 10]));
-        expected.push(format!("note {n}"));
     }
     net.run(Ticks(8));
     let waiting = heard(net.client(ada));
-    let none = [""; 0];
-    assert_eq!(waiting.ordered, none, "the hit waits, and all behind it");
+    assert_eq!(waiting.named, [], "the first hit waits, and all behind it");
+    assert_eq!(waiting.notes, [0; 0], "of whatever type");
     assert_eq!(waiting.blobs.len(), 8, "but not another channel");
     net.run(Ticks(400));
     let heard = heard(net.client(ada));
-    assert_eq!(heard.named, [(1_000, Some(1_000))]);
-    assert_eq!(heard.ordered, expected);
+    assert_eq!(heard.named, expected);
+    assert_eq!(heard.notes, (0..8).collect::<Vec<_>>());
+}
+
+/// A match in which a client is still to be told of an entity for some seconds: what fits goes to a crowd.
+fn crowded() -> (TestNet, TestClientId, Entity, Entity) {
+    let config = ServerConfig {
+        max_snapshot_bytes: 120,
+        ..default()
+    };
+    let mut net = TestNet::with_config(game, clean(), config);
+    let near = net.server.world_mut().spawn((Replicated, Tag(7))).id();
+    let ada = net.join_with(listening, listener());
+    net.run(Ticks(120));
+    let world = net.server.world_mut();
+    for n in 0..4_000 {
+        world.spawn((Replicated, Tag(n), Priority(2.0)));
+    }
+    let far = (Replicated, Tag(1_000), Priority(0.001));
+    let far = world.spawn(far).id();
+    net.run(Ticks(2));
+    (net, ada, near, far)
+}
+
+#[test]
+fn an_unordered_message_waits_alone() {
+    let (mut net, ada, near, far) = crowded();
+    for (at, tag) in [(far, 1_000), (near, 7), (far, 1_000), (near, 7)] {
+        tell(&mut net, Target::All, Glance { at, tag });
+    }
+    net.run(Ticks(10));
+    let near = (7, Some(7));
+    assert_eq!(heard(net.client(ada)).named, [near, near]);
+    net.run(Ticks(120));
+    assert_eq!(heard(net.client(ada)).named.len(), 4);
+}
+
+#[test]
+fn only_so_many_messages_wait_and_all_are_told_in_order() {
+    const COUNT: u32 = 3_000;
+    let (mut net, ada, _, whom) = crowded();
+    let mut told_by_then = 0;
+    for n in 0..COUNT {
+        tell(&mut net, Target::All, Hit { whom, tag: n });
+        if n % 60 == 0 {
+            net.run(Ticks(1));
+        }
+        if n + 1 == COUNT {
+            net.run(Ticks(20));
+            told_by_then = heard(net.client(ada)).named.len();
+        }
+    }
+    assert!(told_by_then > 1_500, "{told_by_then} did not wait any more");
+    net.run(Ticks(300));
+    let named = &heard(net.client(ada)).named;
+    let tags: Vec<_> = named.iter().map(|(tag, _)| *tag).collect();
+    assert_eq!(tags, (0..COUNT).collect::<Vec<_>>());
 }
 
 #[test]
