@@ -129,12 +129,15 @@ impl<'a> Protocol<'a> {
     ///
     /// When `M` is registered twice, or when the app already runs.
     pub fn add_message<M: NetMessage>(self, channel: Channel) -> MessageRegistration<'a> {
-        let id = message::register::<M>(self.app, channel, |_, _| {});
+        let id = message::register::<M>(self.app, channel, None);
         MessageRegistration { app: self.app, id }
     }
 
     /// Like [`Self::add_message`], for messages that name entities: those are mapped to the receiver's own, and to
     /// [`Entity::PLACEHOLDER`] where the receiver does not have them.
+    ///
+    /// A client that is still to be told of an entity keeps the message back until it is, and with it what comes after it
+    /// on [`Channel::ReliableOrdered`]: for two seconds at most.
     ///
     /// # Panics
     ///
@@ -143,7 +146,7 @@ impl<'a> Protocol<'a> {
         self,
         channel: Channel,
     ) -> MessageRegistration<'a> {
-        let id = message::register::<M>(self.app, channel, message::map_entities);
+        let id = message::register::<M>(self.app, channel, Some(message::map_entities));
         MessageRegistration { app: self.app, id }
     }
 }

@@ -76,7 +76,7 @@ fn main() -> ExitCode {
 }
 
 fn print_summary(report: &ClientsReport) {
-    println!(
+    args::print(format_args!(
         "{} of {} connected, {} disconnects in {:.0} s; rtt {:.0} ms; a client gets {:.0} and sends {:.0} bytes/s, \
          reconciles {:.2}/s; {:.2} % of frames starved, {:.2} % of inputs late, {} snaps",
         report.connected,
@@ -90,8 +90,8 @@ fn print_summary(report: &ClientsReport) {
         report.interpolation_starved_ratio * 100.0,
         report.inputs_late_ratio * 100.0,
         report.snaps,
-    );
-    println!(
+    ));
+    args::print(format_args!(
         "{} links cut, {} sessions resumed ({} with losses), {} rejected, {} respawned, in {:.0} ms; \
          of {} reliable messages {} lost, {} duplicated, {} reordered",
         report.cuts,
@@ -104,7 +104,7 @@ fn print_summary(report: &ClientsReport) {
         report.reliable_lost,
         report.reliable_duplicated,
         report.reliable_reordered,
-    );
+    ));
 }
 
 #[derive(Clone, Copy, Debug)]

@@ -413,7 +413,10 @@ fn config(plan: &CrowdPlan, way: &Way, index: usize) -> ClientConfig {
 fn mourn(disconnected: On<Disconnected>, mut links: ResMut<Links>) {
     if disconnected.reason != DisconnectReason::ClientLeft {
         links.disconnects += 1;
-        eprintln!("a bot was disconnected: {}", disconnected.reason);
+        bevy_tandem::headless::args::print_error(format_args!(
+            "a bot was disconnected: {}",
+            disconnected.reason
+        ));
     }
 }
 

@@ -58,7 +58,7 @@ pub(crate) fn install<C: Component + Clone>(app: &mut App) {
 }
 
 /// Takes every snapshot that came, and brings the world up to date.
-fn apply_snapshots(world: &mut World) {
+pub(super) fn apply_snapshots(world: &mut World) {
     let mut link = world.resource_mut::<Link>();
     let snapshots = std::mem::take(&mut link.snapshots);
     let values = std::mem::take(&mut link.values);

@@ -5,15 +5,17 @@ use std::time::Duration;
 
 use bevy::prelude::*;
 
+use super::arrivals;
 use super::connection::{
     self, Connected, Connection, ConnectionState, LimitWarning, ServerClosing, Settings,
 };
+use super::farewell::LastWords;
 use super::inputs::SentInputs;
 use super::mirror::Mirror;
 use super::reconnect::{self, ResumeOutcome};
 use super::stats::ClientStats;
 use crate::mailbox::{Letter, Mailbox};
-use crate::message::{self, Channel, Fate};
+use crate::message::Fate;
 use crate::peer::{CONTROL_CHANNEL, Carrier, ChunkKind, Peer, Side};
 use crate::protocol::clock::{ClockSettings, ClockSync};
 use crate::protocol::handshake::{
@@ -37,7 +39,7 @@ use crate::wire::serial;
 /// The link, and what belongs to it.
 #[derive(Resource)]
 pub(super) struct Link {
-    transport: Box<dyn ClientTransport>,
+    pub transport: Box<dyn ClientTransport>,
     pub peer: Peer,
     since: Duration,
     last_heard: Duration,
@@ -55,6 +57,8 @@ pub(super) struct Link {
     pub is_synchronised: bool,
     pub timeline: Timeline,
     datagrams: Vec<Vec<u8>>,
+    /// How it has ended. What came before still counts, so the game is told later in the frame.
+    pub lost: Option<DisconnectReason>,
 }
 
 /// What belongs to the session, and goes on over the next link.
@@ -69,24 +73,13 @@ pub(super) struct Keepsakes {
 }
 
 impl Link {
-    /// Leaves, and says why.
-    pub fn say_goodbye(&mut self, now: Duration, reason: &DisconnectReason) {
-        let mut bytes = Vec::new();
-        if serial::encode(reason, &mut bytes).is_ok() {
-            self.peer
-                .goodbye(now, &bytes, &mut OverTransport(&mut *self.transport, now));
-        }
-        self.transport.flush(now);
-        self.transport.close();
-    }
-
     /// Leaves without a word.
     pub fn vanish(&mut self) {
         self.transport.vanish();
     }
 }
 
-struct OverTransport<'a>(&'a mut dyn ClientTransport, Duration);
+pub(super) struct OverTransport<'a>(pub &'a mut dyn ClientTransport, pub Duration);
 
 impl Carrier for OverTransport<'_> {
     fn send(&mut self, datagram: &[u8]) {
@@ -100,7 +93,7 @@ impl Carrier for OverTransport<'_> {
 
 /// Begins a new session over this transport.
 pub(super) fn connect(world: &mut World, transport: Box<dyn ClientTransport>) {
-    connection::end(world, DisconnectReason::ClientLeft);
+    connection::end(world, DisconnectReason::ClientLeft, LastWords::Wait);
     world.insert_resource(ClientStats::default());
     world.insert_resource(Keepsakes::default());
     world.insert_resource(reconnect::Reconnect::default());
@@ -132,12 +125,8 @@ pub(super) fn begin(world: &mut World, transport: Box<dyn ClientTransport>) {
         is_synchronised: false,
         timeline: Timeline::new(TimelineSettings { tick, ..default() }),
         datagrams: Vec::new(),
+        lost: None,
     });
-}
-
-/// The session is over.
-pub(super) fn forget_session(world: &mut World) {
-    world.insert_resource(Keepsakes::default());
 }
 
 /// What is counted over several links goes on from here.
@@ -171,10 +160,13 @@ pub(super) fn receive(world: &mut World) {
         link.forgive_standstill(now, delta);
         let received = receive_datagrams(world, &mut link, now, delta);
         // What came before a farewell still counts.
-        receive_messages(world, &mut link, &mut news)?;
+        receive_control(world, &mut link, &mut news)?;
         received?;
         check_time(world, &link, now)
     });
+    if let (Err(reason), Some(mut link)) = (outcome, world.get_resource_mut::<Link>()) {
+        link.lost.get_or_insert(reason);
+    }
     for news in news {
         match news {
             News::Welcomed(session) => world.trigger(Connected { session }),
@@ -182,11 +174,6 @@ pub(super) fn receive(world: &mut World) {
             News::Closing(within) => world.trigger(ServerClosing { within }),
             News::Warned(limit) => world.trigger(LimitWarning { limit }),
         }
-    }
-    if let Err(reason) = outcome
-        && world.contains_resource::<Link>()
-    {
-        reconnect::lose(world, reason);
     }
 }
 
@@ -277,23 +264,18 @@ fn receive_datagrams(
 }
 
 /// Tells the game which of its messages were taken, for those types that ask for it.
-fn deliver_receipts(world: &mut World, letters: &[Letter]) {
+pub(super) fn deliver_receipts(world: &mut World, letters: &[Letter]) {
     for letter in letters {
         let messages = &world.resource::<Registry>().messages;
         let entry = messages.get(usize::from(letter.id)).copied();
         if let Some(entry) = entry.filter(|entry| entry.has_receipts) {
-            (entry.tell_fate)(
-                world,
-                Fate::Delivered,
-                Entity::PLACEHOLDER,
-                letter.body.bytes(),
-            );
+            (entry.tell_fate)(world, Fate::Delivered, Entity::PLACEHOLDER, letter);
         }
     }
 }
 
-/// Takes in messages.
-fn receive_messages(
+/// Takes in what the server says about the connection itself.
+fn receive_control(
     world: &mut World,
     link: &mut Link,
     news: &mut Vec<News>,
@@ -362,33 +344,6 @@ fn receive_messages(
             Err(error) => debug!("a control message is not understood: {error}"),
         }
     }
-    if world.resource::<Keepsakes>().mail.is_none() {
-        return Ok(());
-    }
-    for channel in CONTROL_CHANNEL + 1..=3 {
-        while let Some(bytes) = link.peer.next_message(channel) {
-            let body = match Channel::from_id(channel).and_then(Channel::stream) {
-                None => Some(bytes),
-                Some(stream) => {
-                    let mut keepsakes = world.resource_mut::<Keepsakes>();
-                    let Some(mail) = &mut keepsakes.mail else {
-                        return Ok(());
-                    };
-                    mail.accept(stream, &bytes)?
-                }
-            };
-            let Some(bytes) = body else { continue };
-            let received = message::split(&bytes).and_then(|(id, body)| {
-                match world.resource::<Registry>().messages.get(id).copied() {
-                    Some(entry) => (entry.receive_on_client)(world, body),
-                    None => Ok(()),
-                }
-            });
-            if let Err(error) = received {
-                debug!("a message is not understood: {error}");
-            }
-        }
-    }
     Ok(())
 }
 
@@ -441,6 +396,7 @@ fn go_on(
             .map_err(|gap| DisconnectReason::ProtocolViolation(gap.to_string()))?;
     }
     deliver_receipts(world, &receipts);
+    arrivals::start_link(world);
     let max_entities = world.resource::<Settings>().0.max_entities;
     Mirror::resume(world, tick, max_entities);
     world.resource_mut::<ClientStats>().begin_link();
@@ -551,8 +507,8 @@ pub(super) fn greet(world: &mut World) {
         transport.flush(now);
         Ok(())
     });
-    if let Err(reason) = outcome {
-        connection::end(world, reason);
+    if let (Err(reason), Some(mut link)) = (outcome, world.get_resource_mut::<Link>()) {
+        link.lost.get_or_insert(reason);
     }
 }
 

@@ -26,6 +26,10 @@ pub const MAX_CREDENTIALS_BYTES: usize = 800;
 /// Longest game version and platform, in bytes.
 pub const MAX_VERSION_BYTES: usize = 64;
 
+/// Longest text in a reason that the other side is told, in bytes: it must fit one datagram, since what ends a link is
+/// not resent. Longer ones are cut.
+pub const MAX_REASON_BYTES: usize = 1_000;
+
 /// The client's first message.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hello {
@@ -267,12 +271,52 @@ impl DisconnectReason {
         )
     }
 
+    /// The same with no more text than fits a goodbye: [`MAX_REASON_BYTES`], or half of that in each of two texts.
+    #[must_use]
+    pub fn shortened(&self) -> Self {
+        let mut reason = self.clone();
+        match &mut reason {
+            Self::Kicked(text)
+            | Self::InvalidName(text)
+            | Self::LimitExceeded(text)
+            | Self::Unauthorised(text)
+            | Self::ProtocolViolation(text)
+            | Self::Link(text)
+            | Self::NotReady(text)
+            | Self::Banned { reason: text, .. } => cut(text, MAX_REASON_BYTES),
+            Self::GameVersion { server, client }
+            | Self::ProtocolMismatch { server, client, .. } => {
+                cut(server, MAX_REASON_BYTES / 2);
+                cut(client, MAX_REASON_BYTES / 2);
+            }
+            Self::ConnectTimedOut
+            | Self::TimedOut
+            | Self::ClientLeft
+            | Self::ServerShutdown
+            | Self::ServerFull
+            | Self::ResumeRejected(_)
+            | Self::Replaced
+            | Self::Congested
+            | Self::VersionMismatch { .. } => {}
+        }
+        reason
+    }
+
     /// How a ban with so much time left is put.
     pub fn banned(reason: &str, left: Duration) -> Self {
         Self::Banned {
             reason: reason.into(),
             seconds: left.as_secs().max(1),
         }
+    }
+}
+
+/// Shortens a text, and says so by an ellipsis.
+fn cut(text: &mut String, max_bytes: usize) {
+    const ELLIPSIS: &str = "…";
+    if text.len() > max_bytes {
+        text.truncate(text.floor_char_boundary(max_bytes - ELLIPSIS.len()));
+        text.push_str(ELLIPSIS);
     }
 }
 
@@ -347,6 +391,28 @@ mod tests {
             shorter.to_string().contains("the client has nothing"),
             "{shorter}"
         );
+    }
+
+    #[test]
+    fn a_long_reason_is_cut_between_two_characters() {
+        for letter in ["x", "é", "😀"] {
+            for length in [1, 900 / letter.len(), 5_000, 5_001] {
+                let text = letter.repeat(length);
+                let DisconnectReason::Kicked(cut) =
+                    DisconnectReason::Kicked(text.clone()).shortened()
+                else {
+                    panic!("another reason");
+                };
+                assert!(cut.len() <= MAX_REASON_BYTES);
+                match cut.strip_suffix('…') {
+                    None => assert_eq!(cut, text),
+                    Some(beginning) => {
+                        assert!(text.starts_with(beginning));
+                        assert!(cut.len() > MAX_REASON_BYTES - 4, "{}", cut.len());
+                    }
+                }
+            }
+        }
     }
 
     #[test]

@@ -32,7 +32,7 @@ pub struct ReplicationPlugin;
 
 /// The order within [`TandemSystems::Collect`].
 #[derive(SystemSet, Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum CollectSystems {
+pub(super) enum CollectSystems {
     /// What was marked or despawned, entered or left.
     Entities,
     /// What changed in them.

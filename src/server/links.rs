@@ -154,10 +154,7 @@ impl Links {
         peer: &mut Peer,
         reason: &DisconnectReason,
     ) {
-        let mut bytes = Vec::new();
-        if serial::encode(reason, &mut bytes).is_ok() {
-            peer.goodbye(now, &bytes, &mut self.over(now, link));
-        }
+        peer.goodbye(now, reason, &mut self.over(now, link));
         self.drop_link(link);
     }
 
@@ -245,7 +242,9 @@ pub(super) fn receive(
                 }
                 LinkEvent::Closed { link, reason } => {
                     sessions::forget_greeting(world, links, link);
-                    links.leaving.remove(&link);
+                    if let Some(leaving) = links.leaving.get_mut(&link) {
+                        leaving.is_gone();
+                    }
                     let reason = match reason {
                         // Who closes a link does not lose it. A browser's tab that is closed can say no more than this.
                         CloseReason::ByPeer => DisconnectReason::ClientLeft,
@@ -371,7 +370,7 @@ pub(super) fn deliver_receipts(world: &mut World, session: Entity, letters: &[Le
             .get(usize::from(letter.id))
             .copied();
         if let Some(entry) = entry.filter(|entry| entry.has_receipts) {
-            (entry.tell_fate)(world, Fate::Delivered, session, letter.body.bytes());
+            (entry.tell_fate)(world, Fate::Delivered, session, letter);
         }
     }
 }

@@ -67,6 +67,17 @@ pub(super) struct SendSchedule {
     max_snapshot_bytes: usize,
 }
 
+impl SendSchedule {
+    /// The tick of the next snapshot, at the earliest.
+    pub fn next_snapshot(&self, now: Tick) -> Tick {
+        match self.last {
+            // It has left already.
+            Some(last) if !now.is_newer_than(last) => last + Ticks(1),
+            _ => now,
+        }
+    }
+}
+
 /// Run condition: this frame ends with snapshots.
 pub(super) fn is_send_tick(schedule: Res<SendSchedule>, tick: Res<CurrentTick>) -> bool {
     schedule
