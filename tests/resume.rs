@@ -732,7 +732,8 @@ fn what_was_written_before_a_kick_arrives_over_a_lossy_link_too() {
             ..default()
         };
         let (mut net, ada, session) = joined(conditions.with_seed(seed));
-        let numbers: Vec<u32> = (0..600).collect();
+        // Two messages each, and no more than may wait: which type is collected first is nobody's promise.
+        let numbers: Vec<u32> = (0..450).collect();
         for &number in &numbers {
             tell(&mut net, session, number);
         }
