@@ -336,7 +336,10 @@ fn expected(world: &mut World, session: Entity) -> BTreeMap<u32, State> {
 /// Where a client's copies are not as they should be.
 fn compare(net: &mut TestNet, client: TestClientId) -> Vec<String> {
     let Some(session) = net.session(client) else {
-        return vec![format!("not connected: {:?}", net.client(client).world().resource::<Connection>())];
+        return vec![format!(
+            "not connected: {:?}",
+            net.client(client).world().resource::<Connection>()
+        )];
     };
     let expected = expected(net.server.world_mut(), session);
     let world = net.client(client).world_mut();

@@ -195,7 +195,8 @@ fn change(world: &mut World, rng: &mut Rng, thing: Entity) {
         }
         _ if !is_banded => {
             if let Some(mut place) = entity.get_mut::<Place>() {
-                place.0 = (place.0 + rng.f32() * 10.0).min(900.0);
+                let last = (place.0 / BAND).floor() * BAND + 900.0;
+                place.0 = (place.0 + rng.f32() * 10.0).min(last);
             }
         }
         _ => {}
