@@ -4,7 +4,10 @@
 //!                [--latency-ms L] [--jitter-ms J] [--loss P] [--churn R] [--key FILE] [--seed K] [--still]
 //!                [--report FILE]
 //!
-//! The link conditions act in both directions; the latency is one way.
+//! The link conditions act in both directions; the latency is one way. They act on what the clients say, not on the
+//! wire: for handshakes that meet loss, let the bots play through `cargo proxy`.
+//!
+//! A bot whom nobody answers tries again, as a player would. Why bots could not get in is said once for each reason.
 //!
 //! Besides playing, each bot sends a numbered reliable message ten times a second, and the server answers each: the
 //! report says whether any was lost, came twice or out of order. With `--churn`, links are cut without a goodbye, and
@@ -61,6 +64,9 @@ fn main() -> ExitCode {
     let result = crowd.report();
     crowd.leave();
 
+    for (reason, count) in crowd.refusals() {
+        eprintln!("{count} attempts to get in ended so: {reason}");
+    }
     print_summary(&result);
     if let Some(path) = &options.report {
         args::or_fail(
@@ -92,7 +98,11 @@ fn print_summary(report: &ClientsReport) {
         report.snaps,
     );
     println!(
-        "{} links cut, {} sessions resumed ({} with losses), {} rejected, {} respawned, in {:.0} ms; \
+        "in after {:.0} ms (p99 {:.0} ms), by {} attempts",
+        report.join_ms.p50, report.join_ms.p99, report.join_attempts,
+    );
+    println!(
+        "{} links cut, {} sessions resumed ({} with losses), {} rejected, {} respawned, in {:.0} ms (p99 {:.0} ms); \
          of {} reliable messages {} lost, {} duplicated, {} reordered",
         report.cuts,
         report.resumed + report.resynced,
@@ -100,6 +110,7 @@ fn print_summary(report: &ClientsReport) {
         report.rejected,
         report.respawned,
         report.resume_ms.p50,
+        report.resume_ms.p99,
         report.reliable_sent,
         report.reliable_lost,
         report.reliable_duplicated,

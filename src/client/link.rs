@@ -31,7 +31,9 @@ use crate::registry::Registry;
 use crate::schedule::CurrentTick;
 use crate::session::SessionId;
 use crate::tick::Tick;
-use crate::transport::{ClientLinkState, ClientTransport, CloseReason, Delivery, SharedBytes};
+use crate::transport::{
+    Arrival, ClientLinkState, ClientTransport, CloseReason, Delivery, SharedBytes,
+};
 use crate::wire::serial;
 
 /// The link, and what belongs to it.
@@ -51,7 +53,7 @@ pub(super) struct Link {
     /// Whether the clock was set from a snapshot.
     pub is_synchronised: bool,
     pub timeline: Timeline,
-    datagrams: Vec<Vec<u8>>,
+    datagrams: Vec<Arrival>,
 }
 
 /// What belongs to the session, and goes on over the next link.
@@ -92,6 +94,10 @@ impl Carrier for OverTransport<'_> {
 
     fn send_shared(&mut self, head: &[u8], shared: &SharedBytes) {
         self.0.send(self.1, &[head, shared.bytes()].concat());
+    }
+
+    fn clock(&self, now: Duration) -> Duration {
+        self.0.clock(now)
     }
 }
 
@@ -216,18 +222,18 @@ fn receive_datagrams(
         last_heard,
         ..
     } = link;
-    transport.receive(now, datagrams);
+    transport.receive_timed(now, datagrams);
     peer.advance(delta);
     let mut farewell = None;
     let mut receipts: Vec<Letter> = Vec::new();
     let mut keepsakes = world.resource_mut::<Keepsakes>();
-    for datagram in datagrams.iter() {
+    for Arrival { at, bytes } in datagrams.iter() {
         *last_heard = now;
         let mut taken_now = None;
         let mail = &mut keepsakes.mail;
         let received = peer.receive(
-            now,
-            datagram,
+            *at,
+            bytes,
             |seq| {
                 if let Some(mail) = mail {
                     mail.handle_ack(seq);
