@@ -6,12 +6,14 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use bevy_tandem::transport::Delivery;
 use bevy_tandem::transport::conditioner::{ConditionedQueue, LinkConditions, Wire};
+use futures_util::future::{Either, select};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::io::Interest;
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
@@ -25,12 +27,12 @@ const MAX_CLIENTS: usize = 4_096;
 const IDLE: Duration = Duration::from_secs(60);
 /// Of each TCP socket. Small, so that a hole is felt soon by who sends into it, and memory stays bounded.
 const TCP_BUFFER_BYTES: usize = 64 << 10;
-/// What one read takes from a TCP connection: all that the relay itself ever holds of it.
+/// What one read takes from a TCP connection.
 const CHUNK_BYTES: usize = 16 << 10;
 
 /// How often datagrams under way are looked at.
 const STEP: Duration = Duration::from_millis(1);
-/// What the relay holds of a TCP connection, each way, while it is delayed.
+/// Most chunks of a TCP connection that the relay holds, each way, while they are delayed.
 const DELAYED_CHUNKS: usize = 64;
 
 /// What happens to all that passes, each way.
@@ -590,17 +592,32 @@ async fn pump(
     let mut buffer = vec![0; CHUNK_BYTES];
     let mut has_ended = false;
     loop {
-        let chunk = tokio::select! {
-            read = from.async_io(Interest::READABLE, || from.try_read(&mut buffer)),
-                if !has_ended && !delay.is_full() =>
-            {
-                let length = read?;
+        let may_read = !has_ended && !delay.is_full();
+        let next = {
+            let read = pin!(async {
+                match may_read {
+                    true => {
+                        from.async_io(Interest::READABLE, || from.try_read(&mut buffer))
+                            .await
+                    }
+                    false => std::future::pending().await,
+                }
+            });
+            let arrival = pin!(delay.arrival(&shared));
+            match select(read, arrival).await {
+                Either::Left((read, _)) => Either::Left(read?),
+                Either::Right((chunk, _)) => Either::Right(chunk),
+            }
+        };
+        let chunk = match next {
+            Either::Left(length) => {
                 // An empty chunk is the end.
                 has_ended = length == 0;
-                delay.chunks.push(shared.now(), length, buffer[..length].to_vec());
+                let bytes = buffer[..length].to_vec();
+                delay.chunks.push(shared.now(), length, bytes);
                 continue;
             }
-            chunk = delay.arrival(&shared) => chunk,
+            Either::Right(chunk) => chunk,
         };
         // What was read before the hole opened waits here, and nothing more is read: the sender's window fills up.
         shared.pass(way).await;

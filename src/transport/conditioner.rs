@@ -942,8 +942,9 @@ mod tests {
             damaged += flipped;
         }
         assert!((900..1_100).contains(&damaged), "{damaged} of 10,000");
-        wire.push(ms(0), Vec::new());
-        assert_eq!(wire.pop_due(ms(0)), Some(Vec::new()), "no byte, no bit");
+        wire.push(ms(10_000), Vec::new());
+        let arrived = wire.pop_due(ms(10_000));
+        assert_eq!(arrived, Some(Vec::new()), "no byte, no bit");
     }
 
     #[test]
