@@ -6,10 +6,12 @@
 
 use std::any::type_name;
 
+use bevy::ecs::bundle::BundleWriter;
 use bevy::prelude::*;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::client::copies;
 use crate::wire::serial;
 
 /// What can be an input: small, plain data.
@@ -51,6 +53,8 @@ pub(crate) struct InputEntry {
     pub install_local: fn(&mut App),
     /// Gives an entity the default input, unless it has one.
     pub insert_default: fn(&mut EntityWorldMut),
+    /// Adds the default input to what is inserted together.
+    pub assemble_default: fn(&World, &mut BundleWriter),
     pub remove: fn(&mut EntityWorldMut),
     /// Appends the default input.
     pub encode_default: fn(&mut Vec<u8>),
@@ -65,10 +69,12 @@ pub(crate) fn entry<I: NetInput>() -> InputEntry {
         name: type_name::<I>(),
         install_local: |app| {
             app.init_resource::<LocalInput<I>>();
+            app.world_mut().register_component::<Input<I>>();
         },
         insert_default: |entity| {
             entity.insert_if_new(Input::<I>(I::default()));
         },
+        assemble_default: |world, out| copies::push(world, Input::<I>(I::default()), out),
         remove: |entity| {
             entity.remove::<Input<I>>();
         },

@@ -367,7 +367,13 @@ pub(crate) struct ComponentRule<C> {
     pub interpolation: Option<Interpolation<C>>,
     /// Writes a value to an entity.
     set: fn(&mut EntityWorldMut, C),
+    /// Serialises it whole, however it travels: two values are the same when their bytes are.
+    encode: fn(&C, &mut Vec<u8>) -> Result<(), serial::SerialError>,
 }
+
+/// Memory for comparing values, to be used again.
+#[derive(Default)]
+pub(crate) struct Scratch(Vec<u8>, Vec<u8>);
 
 enum Codec<C> {
     Serialized {
@@ -486,7 +492,13 @@ impl<C: Component + Clone> ComponentRule<C> {
     }
 
     /// Whether a prediction is far enough from what the server says to be corrected.
-    pub fn is_wrong(&self, confirmed: ValueRef, confirmed_value: &C, predicted: &C) -> bool {
+    pub fn is_wrong(
+        &self,
+        confirmed: ValueRef,
+        confirmed_value: &C,
+        predicted: &C,
+        scratch: &mut Scratch,
+    ) -> bool {
         if let Some(differs) = self.differs {
             return differs(confirmed_value, predicted);
         }
@@ -497,15 +509,18 @@ impl<C: Component + Clone> ComponentRule<C> {
                 quantizer.quantize(predicted, words);
                 quantizer.distance(confirmed, words) > TOLERANCE_STEPS
             }
-            (Codec::Serialized { encode, .. }, _) => {
-                // Compared as the game sees them, after entities were mapped.
-                let (mut a, mut b) = (Vec::new(), Vec::new());
-                encode(confirmed_value, &mut a).is_err()
-                    || encode(predicted, &mut b).is_err()
-                    || a != b
-            }
+            // Compared as the game sees them, after entities were mapped.
+            (Codec::Serialized { .. }, _) => !self.is_same(confirmed_value, predicted, scratch),
             _ => true,
         }
+    }
+
+    /// Whether two values are the same to the last bit.
+    pub fn is_same(&self, a: &C, b: &C, scratch: &mut Scratch) -> bool {
+        let Scratch(of_a, of_b) = scratch;
+        of_a.clear();
+        of_b.clear();
+        (self.encode)(a, of_a).is_ok() && (self.encode)(b, of_b).is_ok() && of_a == of_b
     }
 
     /// Writes a value to an entity.
@@ -612,12 +627,13 @@ pub(crate) struct ComponentEntry {
     describe: fn(&World) -> String,
     layout: fn(&World) -> Layout,
     pub is_predicted: fn(&World) -> bool,
+    pub is_interpolated: fn(&World) -> bool,
     #[cfg(not(target_family = "wasm"))]
     pub install_server: fn(&mut App),
     pub install_client: fn(&mut App),
     #[cfg(not(target_family = "wasm"))]
     pub server: server::collect::ComponentFns,
-    pub client: client::apply::ComponentFns,
+    pub client: client::copies::ComponentFns,
 }
 
 impl Registry {
@@ -727,12 +743,16 @@ where
         describe: |world| world.resource::<ComponentRule<C>>().describe(),
         layout: |world| world.resource::<ComponentRule<C>>().layout(),
         is_predicted: |world| world.resource::<ComponentRule<C>>().predicted,
+        is_interpolated: |world| {
+            let rule = world.resource::<ComponentRule<C>>();
+            rule.interpolation.is_some()
+        },
         #[cfg(not(target_family = "wasm"))]
         install_server: server::collect::install::<C>,
         install_client: client::apply::install::<C>,
         #[cfg(not(target_family = "wasm"))]
         server: server::collect::ComponentFns::of::<C>(),
-        client: client::apply::ComponentFns::of::<C>(),
+        client: client::copies::ComponentFns::of::<C>(),
     };
     let id = Registry::of(app).push_component(entry);
     app.insert_resource(ComponentRule::<C> {
@@ -745,6 +765,7 @@ where
         differs: None,
         interpolation: None,
         set,
+        encode: serial::encode::<C>,
     });
 }
 /// A type's name without the crates in it.

@@ -237,7 +237,7 @@ pub(super) fn end(world: &mut World, reason: DisconnectReason) {
         Some(reason.clone()),
     );
     world.trigger(Disconnected { reason });
-    super::apply::Mirror::end(world);
+    super::mirror::Mirror::end(world);
     world
         .resource_mut::<Time<Virtual>>()
         .set_relative_speed(1.0);

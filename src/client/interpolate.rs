@@ -6,17 +6,18 @@
 //!
 //! A component has a buffer only while it changes: what stands still costs nothing.
 
+use bevy::ecs::bundle::BundleWriter;
 use bevy::ecs::component::Mutable;
 use bevy::prelude::*;
 
-use super::apply;
 use super::connection::connected;
+use super::copies;
 use super::link::Link;
 use super::smooth;
 use super::stats::ClientStats;
 use crate::blend::Blend;
 use crate::protocol::interpolation::{Playback, Sample, SampleBuffer};
-use crate::registry::ComponentRule;
+use crate::registry::{ComponentRule, Scratch};
 use crate::replication::Interpolated;
 use crate::schedule::TandemSystems;
 use crate::tick::Tick;
@@ -35,7 +36,7 @@ impl Plugin for InterpolationPlugin {
             .configure_sets(PreUpdate, InterpolationSystems.after(TandemSystems::Apply))
             .add_systems(
                 PreUpdate,
-                (advance, apply::despawn_leaving)
+                (advance, copies::play, copies::despawn_due)
                     .chain()
                     .after(TandemSystems::Apply)
                     .before(InterpolationSystems)
@@ -77,20 +78,47 @@ pub(crate) fn install_step<C: Component<Mutability = Mutable> + Clone>(app: &mut
     app.add_systems(PreUpdate, step::<C>.in_set(InterpolationSystems));
 }
 
-/// Adds a value to a component's recent ones. The value before it is known to have held until `held`.
+/// Adds a value to a component's recent ones. The value before it is known to have held until `held`; nothing moves from
+/// there to this one if it `is_cut`.
 pub(super) fn push<C: Component + Clone>(
     entity: &mut EntityWorldMut,
     tick: Tick,
     held: Tick,
     value: C,
+    is_cut: bool,
 ) {
-    if let Some(mut buffer) = entity.get_mut::<Buffer<C>>() {
-        buffer.0.insert(tick, value, Some(held));
-    } else if let Some(before) = entity.get::<C>().cloned() {
+    if !entity.contains::<Buffer<C>>() {
         let mut buffer = SampleBuffer::new();
-        buffer.insert(held, before, None);
-        buffer.insert(tick, value, Some(held));
+        if let Some(before) = entity.get::<C>() {
+            buffer.insert(held, before.clone(), None);
+        }
         entity.insert(Buffer(buffer));
+    }
+    if let Some(mut buffer) = entity.get_mut::<Buffer<C>>() {
+        match is_cut {
+            true => buffer.0.insert_cut(tick, value),
+            false => buffer.0.insert(tick, value, Some(held)),
+        }
+    }
+}
+
+/// Adds the value of the drawn moment to what is inserted together.
+pub(super) fn assemble_drawn<C: Component + Clone>(
+    world: &World,
+    entity: Entity,
+    at: &Playback,
+    out: &mut BundleWriter,
+) {
+    let buffer = world.get::<Buffer<C>>(entity);
+    let value = buffer.and_then(|buffer| buffer.0.sample(at).blend(|a, _, _| a.clone()));
+    if let Some(value) = value {
+        copies::push(world, value, out);
+    }
+}
+
+pub(super) fn skip_to_cut<C: Component>(entity: &mut EntityWorldMut) {
+    if let Some(mut buffer) = entity.get_mut::<Buffer<C>>() {
+        buffer.0.skip_to_cut();
     }
 }
 
@@ -120,13 +148,16 @@ fn interpolate<C: Component<Mutability = Mutable> + Blend>(
     playhead: Res<Playhead>,
     rule: Res<ComponentRule<C>>,
     mut changing: Query<(Entity, &mut C, &mut Buffer<C>), With<Interpolated>>,
+    mut scratch: Local<Scratch>,
     mut commands: Commands,
 ) {
     let Some(at) = playhead.0 else { return };
     for (entity, mut value, mut buffer) in &mut changing {
         let sample = buffer.0.sample(&at).snap_if(|a, b| rule.is_teleport(a, b));
         let is_settled = buffer.is_settled(&at, &sample);
-        if let Some(drawn) = sample.blend(C::blend) {
+        if !is_shown(&rule, &sample, &value, &mut scratch)
+            && let Some(drawn) = sample.blend(C::blend)
+        {
             *value = drawn;
         }
         if is_settled {
@@ -153,6 +184,7 @@ fn interpolate_hermite<C: Component<Mutability = Mutable> + Blend, V: Component 
         ),
         With<Interpolated>,
     >,
+    mut scratch: Local<Scratch>,
     mut commands: Commands,
 ) {
     let Some(at) = playhead.0 else { return };
@@ -185,9 +217,11 @@ fn interpolate_hermite<C: Component<Mutability = Mutable> + Blend, V: Component 
                 }
                 _ => Some(a.blend(b, t)),
             },
-            _ => sample.blend(C::blend),
+            _ => sample.clone().blend(C::blend),
         };
-        if let Some(drawn) = drawn {
+        if !is_shown(&rule, &sample, &value, &mut scratch)
+            && let Some(drawn) = drawn
+        {
             *value = drawn;
         }
         if is_settled {
@@ -203,9 +237,21 @@ fn bezier<C: Blend>(a: &C, b: &C, c: &C, d: &C, t: f32) -> C {
     ab.blend(&bc, t).blend(&bc.blend(&cd, t), t)
 }
 
+/// Whether a value that does not move is what is shown already: to write it again would mark it as changed.
+fn is_shown<C: Component + Clone>(
+    rule: &ComponentRule<C>,
+    sample: &Sample<C>,
+    shown: &C,
+    scratch: &mut Scratch,
+) -> bool {
+    matches!(sample, Sample::Hold(value) if rule.is_same(value, shown, scratch))
+}
+
 fn step<C: Component<Mutability = Mutable> + Clone>(
     playhead: Res<Playhead>,
+    rule: Res<ComponentRule<C>>,
     mut changing: Query<(Entity, &mut C, &mut Buffer<C>), With<Interpolated>>,
+    mut scratch: Local<Scratch>,
     mut commands: Commands,
 ) {
     let Some(at) = playhead.0 else { return };
@@ -219,7 +265,11 @@ fn step<C: Component<Mutability = Mutable> + Clone>(
             }
             | Sample::Extrapolate {
                 last: (_, shown), ..
-            } => *value = shown.clone(),
+            } => {
+                if !rule.is_same(shown, &value, &mut scratch) {
+                    *value = shown.clone();
+                }
+            }
             Sample::Empty => {}
         }
         if is_settled {

@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use bevy::prelude::*;
 
-use super::apply::Mirror;
 use super::connection::{
     self, Connected, Connection, ConnectionState, LimitWarning, ServerClosing, Settings,
 };
 use super::inputs::SentInputs;
+use super::mirror::Mirror;
 use super::reconnect::{self, ResumeOutcome};
 use super::stats::ClientStats;
 use crate::mailbox::{Letter, Mailbox};

@@ -2,9 +2,9 @@
 
 use bevy::prelude::*;
 
-use super::apply::Mirror;
 use super::connection::Connection;
 use super::link::{Keepsakes, Link};
+use super::mirror::Mirror;
 use crate::message::{
     self, Delivered, FromServer, MAX_CLIENT_MESSAGE_BYTES, MessageRule, NetMessage, ToServer,
     Undeliverable,

@@ -11,17 +11,18 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use bevy::app::FixedMain;
-use bevy::platform::collections::{HashMap, HashSet};
+use bevy::platform::collections::HashMap;
 use bevy::prelude::*;
+use smallvec::SmallVec;
 
-use super::apply::{self, Local, Mirror, Mirrored};
-use super::interpolate::Buffer;
+use super::copies::{self, Finder, Mirrored};
+use super::early::{self, EarlyCopies};
+use super::mirror::Mirror;
 use super::smooth;
 use super::stats::ClientStats;
 use crate::protocol::layout::{ComponentId, NetId};
-use crate::protocol::replica::ValueRef;
-use crate::registry::{ComponentRule, Registry};
-use crate::replication::{Predicted, Simulated, SpawnKey};
+use crate::registry::{ComponentRule, Registry, Scratch};
+use crate::replication::{Predicted, Simulated};
 use crate::schedule::{CurrentTick, Replaying};
 use crate::tick::{Tick, Ticks};
 
@@ -54,8 +55,15 @@ impl Plugin for PredictionPlugin {
             smoothing: self.smoothing,
             snap_distance: self.snap_distance,
         })
-        .init_resource::<EarlyCopies>()
-        .add_observer(notice_early_copy);
+        .init_resource::<Simulating>()
+        .add_systems(FixedFirst, |mut simulating: ResMut<Simulating>| {
+            simulating.0 = true
+        })
+        .add_systems(FixedLast, |mut simulating: ResMut<Simulating>| {
+            simulating.0 = false
+        })
+        .add_observer(note_despawn);
+        early::install(app);
     }
 }
 
@@ -65,6 +73,30 @@ pub(super) struct PredictionSettings {
     pub max_rollback: Ticks,
     pub smoothing: Duration,
     pub snap_distance: f32,
+}
+
+/// Whether a tick is being simulated, for the first time or again.
+#[derive(Resource, Default)]
+pub(super) struct Simulating(bool);
+
+/// A copy that the simulation despawns, and what hangs on it, comes back if the server says otherwise. What the rest of
+/// the game despawns does not, unless it is predicted.
+fn note_despawn(
+    removed: On<Remove, Mirrored>,
+    simulating: Res<Simulating>,
+    tick: Res<CurrentTick>,
+    mirror: Option<ResMut<Mirror>>,
+) {
+    let Some(mut mirror) = mirror.filter(|_| simulating.0) else {
+        return;
+    };
+    let mirror = &mut *mirror;
+    if let Some(net) = mirror.net_id(removed.entity)
+        && let Some(local) = mirror.locals.get_mut(&net)
+    {
+        local.gone_since = Some(tick.0);
+        mirror.despawned.insert(net);
+    }
 }
 
 /// What a component was in recent ticks; `None` where the entity did not have it.
@@ -77,15 +109,22 @@ pub(super) struct History<C: Send + Sync + 'static> {
 }
 
 /// Twice the longest replay, since the newest ticks are ahead of what comes from the server.
-const MAX_HISTORY: usize = 128;
+pub(super) const MAX_HISTORY: usize = 128;
 
 impl<C: Clone + Send + Sync + 'static> History<C> {
-    fn new(start: Tick) -> Self {
+    pub fn new(start: Tick) -> Self {
         Self {
             start,
             values: VecDeque::new(),
             is_inserted: false,
         }
+    }
+
+    /// Of a component that the server says to have been this in a tick.
+    pub fn begun(tick: Tick, value: C) -> Self {
+        let mut history = Self::new(tick);
+        history.record(tick, Some(value));
+        history
     }
 
     fn inserted(tick: Tick, value: C) -> Self {
@@ -102,6 +141,10 @@ impl<C: Clone + Send + Sync + 'static> History<C> {
             Ok(index) => self.values.get(index).map(Option::as_ref),
             Err(_) => self.is_inserted.then_some(None),
         }
+    }
+
+    pub fn values_mut(&mut self) -> impl Iterator<Item = &mut C> {
+        self.values.iter_mut().flatten()
     }
 
     /// Sets the value of a tick, and forgets those after it.
@@ -123,19 +166,31 @@ impl<C: Clone + Send + Sync + 'static> History<C> {
 /// Prediction of one component type.
 #[derive(Clone, Copy)]
 pub(crate) struct PredictionFns {
-    compare: fn(&World, Entity, Tick, Option<ValueRef>, &HashMap<NetId, Local>) -> Comparison,
-    /// Sets the component, and its history, to what the server says it was.
-    adopt: fn(&mut World, Entity, Tick, Option<ValueRef>, &HashMap<NetId, Local>),
+    compare: fn(&World, &Confirmed, &mut Scratch) -> Comparison,
+    /// Sets the component to what the server says it was, if the copy has it, and begins its history there; else says
+    /// what has to be done together with others.
+    adopt: fn(&mut World, &Confirmed) -> Adoption,
+    /// Adds the component, with a history, to what is inserted together.
+    assemble: fn(&World, &Confirmed, &mut bevy::ecs::bundle::BundleWriter),
+    remove: fn(&mut EntityWorldMut),
     /// Sets the component to what it was predicted to be.
-    rewind: fn(&mut World, Entity, Tick),
+    rewind: fn(&mut World, Entity, Tick, &mut Scratch),
     /// The first tick that is known; `None` when that does not tell when the entity came to be.
     start: fn(&World, Entity) -> Option<Tick>,
-    begin_here: fn(&mut EntityWorldMut, Tick),
-    /// Moves the component from an entity that a replay has spawned to the one that it had spawned before.
-    begin_again: fn(&mut World, from: Entity, to: Entity, Tick),
-    forget: fn(&mut EntityWorldMut),
+    pub(super) early: early::EarlyFns,
+    pub(super) forget: fn(&mut EntityWorldMut),
+    forget_drawn: fn(&mut EntityWorldMut),
     before_replay: fn(&mut EntityWorldMut),
     after_replay: fn(&mut World, Entity),
+}
+
+/// A component of a copy, and the tick of which the server's state is known.
+#[derive(Clone, Copy)]
+pub(super) struct Confirmed {
+    net: NetId,
+    component: ComponentId,
+    entity: Entity,
+    tick: Tick,
 }
 
 /// How a prediction compares with what the server says.
@@ -145,25 +200,39 @@ struct Comparison {
     error: Option<f32>,
 }
 
+/// What is left to be done for a component whose state is taken over.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Adoption {
+    Done,
+    Insert,
+    Remove,
+}
+
 impl PredictionFns {
     pub const fn of<C: Component + Clone>() -> Self {
         Self {
             compare: compare::<C>,
             adopt: adopt::<C>,
+            assemble: |world, confirmed, out| {
+                if let Stated::Is(value) = state_of::<C>(world, confirmed) {
+                    let history = History::begun(confirmed.tick, value.clone());
+                    copies::push(world, history, out);
+                    copies::push(world, value, out);
+                }
+            },
+            remove: |entity| {
+                entity.remove::<C>();
+            },
             rewind: rewind::<C>,
             start: |world, entity| {
                 let history = world.get::<History<C>>(entity)?;
                 (!history.is_inserted).then_some(history.start)
             },
-            begin_here: |entity, tick| {
-                if entity.contains::<C>() && !entity.contains::<History<C>>() {
-                    entity.insert(History::<C>::new(tick));
-                }
-            },
-            begin_again: begin_again::<C>,
+            early: early::EarlyFns::of::<C>(),
             forget: |entity| {
-                entity.remove::<(History<C>, smooth::Smoothed<C>, Buffer<C>)>();
+                entity.remove::<(History<C>, smooth::Smoothed<C>)>();
             },
+            forget_drawn: smooth::forget::<C>,
             before_replay: smooth::before_replay::<C>,
             after_replay: smooth::after_replay::<C>,
         }
@@ -222,175 +291,199 @@ fn record<C: Component + Clone>(
     }
 }
 
-/// The first value of a predicted component.
-pub(super) fn begin<C: Component + Clone>(
-    entity: &mut EntityWorldMut,
-    tick: Tick,
-    value: C,
-    set: fn(&mut EntityWorldMut, C),
-) {
-    let mut history = History::new(tick);
-    history.record(tick, Some(value.clone()));
-    set(entity, value);
-    entity.insert(history);
+/// What the server says of a component.
+enum Stated<C> {
+    Is(C),
+    Absent,
+    /// Its value is still on its way, or cannot be read.
+    Unknown,
 }
 
-fn begin_again<C: Component + Clone>(world: &mut World, from: Entity, to: Entity, tick: Tick) {
-    let value = world
-        .get_entity_mut(from)
-        .ok()
-        .and_then(|mut entity| entity.take::<C>());
-    let Ok(mut entity) = world.get_entity_mut(to) else {
-        return;
+fn state_of<C: Component + Clone>(world: &World, confirmed: &Confirmed) -> Stated<C> {
+    let mirror = world.resource::<Mirror>();
+    let Some(entity) = mirror.replica.entity(confirmed.net) else {
+        return Stated::Absent;
     };
-    match value {
-        Some(value) => entity.insert((value, History::<C>::new(tick))),
-        None => entity.remove::<(C, History<C>)>(),
-    };
+    match entity.value(confirmed.component) {
+        Some(value) => {
+            copies::load(world, value, &Finder::new(mirror)).map_or(Stated::Unknown, Stated::Is)
+        }
+        None if entity.has(confirmed.component) => Stated::Unknown,
+        None => Stated::Absent,
+    }
 }
 
 fn compare<C: Component + Clone>(
     world: &World,
-    entity: Entity,
-    tick: Tick,
-    confirmed: Option<ValueRef>,
-    locals: &HashMap<NetId, Local>,
+    confirmed: &Confirmed,
+    scratch: &mut Scratch,
 ) -> Comparison {
-    let agrees = Comparison {
-        is_wrong: false,
+    let verdict = |is_wrong| Comparison {
+        is_wrong,
         error: None,
     };
-    let differs = Comparison {
-        is_wrong: true,
-        error: None,
+    let state = state_of::<C>(world, confirmed);
+    let Some(history) = world.get::<History<C>>(confirmed.entity) else {
+        return verdict(matches!(state, Stated::Is(_)));
     };
-    let Some(history) = world.get::<History<C>>(entity) else {
-        return if confirmed.is_some() { differs } else { agrees };
+    let Some(predicted) = history.at(confirmed.tick) else {
+        return verdict(false);
     };
-    let Some(predicted) = history.at(tick) else {
-        return agrees;
-    };
-    let rule = world.resource::<ComponentRule<C>>();
-    match (confirmed, predicted) {
-        (None, None) => agrees,
-        (Some(confirmed), Some(predicted)) => {
-            let find = |net: NetId| locals.get(&net).map(|local| local.entity);
-            let Some(value) = rule.load(confirmed, &find, &mut |_| {}) else {
-                return agrees;
+    match (state, predicted) {
+        (Stated::Unknown, _) | (Stated::Absent, None) => verdict(false),
+        (Stated::Is(value), Some(predicted)) => {
+            let mirror = world.resource::<Mirror>();
+            let entity = mirror.replica.entity(confirmed.net);
+            let Some(raw) = entity.and_then(|entity| entity.value(confirmed.component)) else {
+                return verdict(false);
             };
+            let rule = world.resource::<ComponentRule<C>>();
             Comparison {
-                is_wrong: rule.is_wrong(confirmed, &value, predicted),
+                is_wrong: rule.is_wrong(raw, &value, predicted, scratch),
                 error: rule
                     .blend_fns()
                     .map(|blend| (blend.distance)(&value, predicted)),
             }
         }
-        _ => differs,
+        _ => verdict(true),
     }
 }
 
-fn adopt<C: Component + Clone>(
+fn adopt<C: Component + Clone>(world: &mut World, confirmed: &Confirmed) -> Adoption {
+    let state = state_of::<C>(world, confirmed);
+    let set = world.resource::<ComponentRule<C>>().setter();
+    let Ok(mut entity) = world.get_entity_mut(confirmed.entity) else {
+        return Adoption::Done;
+    };
+    match state {
+        Stated::Is(value) if entity.contains::<C>() => {
+            entity.insert(History::begun(confirmed.tick, value.clone()));
+            set(&mut entity, value);
+            Adoption::Done
+        }
+        Stated::Is(_) => Adoption::Insert,
+        Stated::Absent => {
+            let is_known = entity.contains::<History<C>>();
+            if is_known {
+                let mut adopted = History::<C>::new(confirmed.tick);
+                adopted.record(confirmed.tick, None);
+                entity.insert(adopted);
+            }
+            match is_known && entity.contains::<C>() {
+                true => Adoption::Remove,
+                false => Adoption::Done,
+            }
+        }
+        // It keeps its predicted value until it is known.
+        Stated::Unknown => {
+            rewind::<C>(
+                world,
+                confirmed.entity,
+                confirmed.tick,
+                &mut Scratch::default(),
+            );
+            Adoption::Done
+        }
+    }
+}
+
+fn rewind<C: Component + Clone>(
     world: &mut World,
     entity: Entity,
     tick: Tick,
-    confirmed: Option<ValueRef>,
-    locals: &HashMap<NetId, Local>,
+    scratch: &mut Scratch,
 ) {
     let rule = world.resource::<ComponentRule<C>>();
-    let set = rule.setter();
-    let find = |net: NetId| locals.get(&net).map(|local| local.entity);
-    let value = confirmed.and_then(|confirmed| rule.load(confirmed, &find, &mut |_| {}));
-    let Ok(mut entity) = world.get_entity_mut(entity) else {
+    let Some(history) = world.get::<History<C>>(entity) else {
         return;
     };
-    let history = entity.get_mut::<History<C>>();
-    if history.is_none() && value.is_none() {
-        return;
-    }
-    let mut adopted = History::new(tick);
-    adopted.record(tick, value.clone());
-    entity.insert(adopted);
-    match value {
-        Some(value) => set(&mut entity, value),
-        None => {
-            entity.remove::<C>();
+    let Some(was) = history.at(tick) else { return };
+    match (world.get::<C>(entity), was) {
+        (Some(is), Some(was)) if rule.is_same(is, was, scratch) => {}
+        (None, None) => {}
+        (_, Some(was)) => {
+            let (set, was) = (rule.setter(), was.clone());
+            if let Ok(mut entity) = world.get_entity_mut(entity) {
+                set(&mut entity, was);
+            }
         }
-    }
-}
-
-fn rewind<C: Component + Clone>(world: &mut World, entity: Entity, tick: Tick) {
-    let set = world.resource::<ComponentRule<C>>().setter();
-    let Ok(mut entity) = world.get_entity_mut(entity) else {
-        return;
-    };
-    let Some(history) = entity.get::<History<C>>() else {
-        return;
-    };
-    match history.at(tick).map(Option::<&C>::cloned) {
-        Some(Some(value)) => set(&mut entity, value),
-        Some(None) => {
-            entity.remove::<C>();
+        (Some(_), None) => {
+            if let Ok(mut entity) = world.get_entity_mut(entity) {
+                entity.remove::<C>();
+            }
         }
-        None => {}
     }
 }
 
 /// Compares predictions with what the server says, and replays where they were wrong.
-pub(super) fn reconcile(world: &mut World, mirror: &mut Mirror) {
-    let entries: Vec<(ComponentId, PredictionFns)> = {
-        let components = &world.resource::<Registry>().components;
-        let entries = components.iter().enumerate();
-        let predicted = entries.filter(|(_, entry)| (entry.is_predicted)(world));
-        predicted
-            .map(|(id, entry)| (ComponentId(id as u8), entry.client.predict))
-            .collect()
-    };
+pub(super) fn reconcile(world: &mut World) {
+    let entries = world.resource::<Mirror>().predictions();
     if entries.is_empty() {
         return;
     }
     let now = world.resource::<CurrentTick>().0;
-    revive(world, mirror, now);
-    let Some(mistakes) = find_mistakes(world, mirror, &entries, now) else {
-        expire_early_copies(world, mirror);
-        return;
-    };
+    revive(world, now);
+    if let Some(mistakes) = find_mistakes(world, &entries, now) {
+        correct(world, &entries, &mistakes, now);
+    }
+    early::expire(world);
+}
+
+fn correct(
+    world: &mut World,
+    entries: &[(ComponentId, PredictionFns)],
+    mistakes: &Mistakes,
+    now: Tick,
+) {
     let distance = now.distance_from(mistakes.since);
     let max_rollback = world.resource::<PredictionSettings>().max_rollback;
     if distance < 0 || distance > max_rollback.0.cast_signed() {
         // Too far back to replay, or ahead of this client, whose clock is being set: take it as it is.
         for &(net, entity) in &mistakes.entities {
-            adopt_all(world, mirror, &entries, net, entity, now);
+            adopt_all(world, entries, net, entity, now);
         }
         world.resource_mut::<ClientStats>().snaps += u64::from(mistakes.is_real && distance > 0);
-    } else {
-        let wrong: HashMap<_, _> = mistakes
-            .entities
-            .iter()
-            .map(|&(net, entity)| (entity, net))
-            .collect();
-        replay(world, mirror, &entries, mistakes.since, now, &wrong);
-        let mut stats = world.resource_mut::<ClientStats>();
-        stats.reconciliations += u64::from(mistakes.is_real);
-        stats.replayed_ticks += distance.unsigned_abs() as u64;
+        return;
     }
-    expire_early_copies(world, mirror);
+    let wrong: HashMap<_, _> = mistakes
+        .entities
+        .iter()
+        .map(|&(net, entity)| (entity, net))
+        .collect();
+    replay(world, entries, mistakes.since, now, &wrong);
+    let mut stats = world.resource_mut::<ClientStats>();
+    stats.reconciliations += u64::from(mistakes.is_real);
+    stats.replayed_ticks += distance.unsigned_abs() as u64;
 }
 
 /// Brings back what this client's simulation has despawned and the server's has not.
-fn revive(world: &mut World, mirror: &mut Mirror, now: Tick) {
-    let mut mistaken = Vec::new();
-    mirror.predicted_mut(|net, local, replica| {
-        if world.get_entity(local.entity).is_ok() {
-            return;
-        }
-        let gone_since = *local.gone_since.get_or_insert(now);
-        let confirmed = replica.confirmed(net);
-        if confirmed.is_some_and(|confirmed| confirmed.is_newer_than(gone_since)) {
-            mistaken.push(net);
+fn revive(world: &mut World, now: Tick) {
+    world.resource_scope(|world, mut mirror: Mut<Mirror>| {
+        let mirror = &mut *mirror;
+        for net in &mirror.predicted {
+            if let Some(local) = mirror.locals.get_mut(net)
+                && world.get_entity(local.entity).is_err()
+            {
+                local.gone_since.get_or_insert(now);
+                mirror.despawned.insert(*net);
+            }
         }
     });
-    for net in mistaken {
-        apply::respawn(world, mirror, net);
+    let mirror = world.resource::<Mirror>();
+    let mistaken: Vec<_> = mirror
+        .despawned
+        .iter()
+        .copied()
+        .filter(|net| {
+            let gone_since = mirror.locals.get(net).and_then(|local| local.gone_since);
+            let confirmed = mirror.replica.confirmed(*net);
+            gone_since
+                .zip(confirmed)
+                .is_some_and(|(gone, confirmed)| confirmed.is_newer_than(gone))
+        })
+        .collect();
+    if !mistaken.is_empty() {
+        copies::respawn(world, mistaken);
     }
 }
 
@@ -405,34 +498,38 @@ struct Mistakes {
 
 fn find_mistakes(
     world: &mut World,
-    mirror: &mut Mirror,
     entries: &[(ComponentId, PredictionFns)],
     now: Tick,
 ) -> Option<Mistakes> {
     let mut mistakes: Option<Mistakes> = None;
     let mut errors = Vec::new();
     let mut checked = Vec::new();
+    let mut scratch = Scratch::default();
+    let mirror = world.resource::<Mirror>();
     for (net, local) in mirror.predicted() {
-        let Some(confirmed) = mirror.replica().confirmed(net) else {
+        let Some(tick) = mirror.replica().confirmed(net) else {
             continue;
         };
         // What is not there (any more) is no mistake until the server contradicts: see `revive`.
-        if local.checked == Some(confirmed) || local.gone_since.is_some() {
+        if local.checked == Some(tick) || local.gone_since.is_some() {
             continue;
         }
-        checked.push((net, confirmed));
-        let mut is_wrong = local.is_fresh || confirmed.is_newer_than(now);
+        checked.push((net, tick));
+        let mut is_wrong = local.is_fresh || tick.is_newer_than(now);
         if !is_wrong {
-            let entity = mirror.replica().entity(net);
-            for (id, fns) in entries {
-                let value = entity.and_then(|entity| entity.value(*id));
-                let comparison =
-                    (fns.compare)(world, local.entity, confirmed, value, mirror.locals());
+            for &(component, fns) in entries {
+                let entity = local.entity;
+                let confirmed = Confirmed {
+                    net,
+                    component,
+                    entity,
+                    tick,
+                };
+                let comparison = (fns.compare)(world, &confirmed, &mut scratch);
                 if comparison.is_wrong {
                     debug!(
-                        "{} of {}: the prediction for tick {confirmed} was wrong, by {:?} units",
-                        world.resource::<Registry>().components[usize::from(id.0)].name,
-                        local.entity,
+                        "{} of {entity}: the prediction for tick {tick} was wrong, by {:?} units",
+                        world.resource::<Registry>().components[usize::from(component.0)].name,
                         comparison.error,
                     );
                 }
@@ -443,17 +540,18 @@ fn find_mistakes(
         if is_wrong {
             let is_real = !local.is_fresh;
             let found = mistakes.get_or_insert(Mistakes {
-                since: confirmed,
+                since: tick,
                 entities: Vec::new(),
                 is_real,
             });
-            found.since = found.since.earliest(confirmed);
+            found.since = found.since.earliest(tick);
             found.is_real |= is_real;
             found.entities.push((net, local.entity));
         }
     }
-    for (net, confirmed) in checked {
-        mirror.note_checked(net, confirmed);
+    let mut mirror = world.resource_mut::<Mirror>();
+    for (net, tick) in checked {
+        mirror.note_checked(net, tick);
     }
     let mut stats = world.resource_mut::<ClientStats>();
     for error in errors {
@@ -462,27 +560,45 @@ fn find_mistakes(
     mistakes
 }
 
+/// Makes of a copy what the server says it was: values in place, then what is removed, then what is inserted, together.
 fn adopt_all(
     world: &mut World,
-    mirror: &Mirror,
     entries: &[(ComponentId, PredictionFns)],
     net: NetId,
     entity: Entity,
     tick: Tick,
 ) {
-    for (id, fns) in entries {
-        let value = mirror
-            .replica()
-            .entity(net)
-            .and_then(|entity| entity.value(*id));
-        (fns.adopt)(world, entity, tick, value, mirror.locals());
+    let at = |component| Confirmed {
+        net,
+        component,
+        entity,
+        tick,
+    };
+    let mut left: SmallVec<[(ComponentId, PredictionFns, Adoption); 4]> = SmallVec::new();
+    for &(id, fns) in entries {
+        let adoption = (fns.adopt)(world, &at(id));
+        if adoption != Adoption::Done {
+            left.push((id, fns, adoption));
+        }
+    }
+    let of_kind = |kind| left.iter().filter(move |(.., adoption)| *adoption == kind);
+    for (_, fns, _) in of_kind(Adoption::Remove) {
+        if let Ok(mut entity) = world.get_entity_mut(entity) {
+            (fns.remove)(&mut entity);
+        }
+    }
+    if of_kind(Adoption::Insert).next().is_some() {
+        copies::insert(world, entity, |world, out| {
+            for (id, fns, _) in of_kind(Adoption::Insert) {
+                (fns.assemble)(world, &at(*id), out);
+            }
+        });
     }
 }
 
 /// Sets everything that is predicted back to the end of tick `since`, and simulates up to `now` again.
 fn replay(
     world: &mut World,
-    mirror: &Mirror,
     entries: &[(ComponentId, PredictionFns)],
     since: Tick,
     now: Tick,
@@ -490,42 +606,15 @@ fn replay(
 ) {
     let mut predicted = world.query_filtered::<Entity, With<Predicted>>();
     let entities: Vec<_> = predicted.iter(world).collect();
-    // What came to be after `since` takes part from then on. Early copies do so when they are spawned again.
-    let mut unborn = Vec::new();
-    for &entity in &entities {
-        if let Ok(mut entity) = world.get_entity_mut(entity) {
-            for (_, fns) in entries {
-                (fns.before_replay)(&mut entity);
-            }
-        }
-        match wrong.get(&entity) {
-            // What came for a later tick than others is compared again with the next snapshot.
-            Some(&net) if mirror.replica().confirmed(net) == Some(since) => {
-                adopt_all(world, mirror, entries, net, entity, since);
-            }
-            _ => {
-                let starts = entries
-                    .iter()
-                    .filter_map(|(_, fns)| (fns.start)(world, entity));
-                let start = starts.reduce(Tick::earliest);
-                if let Some(start) = start.filter(|start| start.is_newer_than(since)) {
-                    unborn.push((start, entity));
-                    world.entity_mut(entity).remove::<Simulated>();
-                }
-                for (_, fns) in entries {
-                    (fns.rewind)(world, entity, since);
-                }
-            }
-        }
-    }
-    let unclaimed = world.resource::<EarlyCopies>().unclaimed();
+    let mut unborn = go_back(world, entries, &entities, since, wrong);
+    let unclaimed = world.resource_mut::<EarlyCopies>().begin_replay();
 
-    world.resource_mut::<EarlyCopies>().spawned_again.clear();
     world.resource_mut::<Replaying>().0 = true;
     world.resource_mut::<CurrentTick>().0 = since;
     world.schedule_scope(FixedMain, |world, schedule| {
         while world.resource::<CurrentTick>().0 != now {
             schedule.run(world);
+            early::end_tick(world);
             let reached = world.resource::<CurrentTick>().0;
             unborn.retain(|&(start, entity)| {
                 let is_born = !start.is_newer_than(reached);
@@ -543,7 +632,7 @@ fn replay(
     let generic = world.resource::<Time<Virtual>>().as_generic();
     *world.resource_mut::<Time>() = generic;
 
-    withdraw_early_copies(world, since);
+    early::end_replay(world, since, &entities);
     for entity in entities {
         for (_, fns) in entries {
             (fns.after_replay)(world, entity);
@@ -551,173 +640,53 @@ fn replay(
     }
 }
 
-/// A role has changed: history and drawing begin anew.
-pub(super) fn forget(world: &mut World, entity: Entity) {
-    let entries: Vec<_> = world
-        .resource::<Registry>()
-        .components
-        .iter()
-        .map(|entry| entry.client.predict)
-        .collect();
+/// Sets predicted entities back to the end of tick `since`: those that were `wrong` to what the server says. Returns what
+/// came to be after that, and when: it takes part from then on. Early copies do so when they are spawned again.
+fn go_back(
+    world: &mut World,
+    entries: &[(ComponentId, PredictionFns)],
+    entities: &[Entity],
+    since: Tick,
+    wrong: &HashMap<Entity, NetId>,
+) -> Vec<(Tick, Entity)> {
+    let mut unborn = Vec::new();
+    let mut scratch = Scratch::default();
+    for &entity in entities {
+        if let Ok(mut entity) = world.get_entity_mut(entity) {
+            for (_, fns) in entries {
+                (fns.before_replay)(&mut entity);
+            }
+        }
+        let wrong = wrong.get(&entity).copied();
+        let is_known = |net| world.resource::<Mirror>().replica().confirmed(net) == Some(since);
+        // What came for a later tick than others is compared again with the next snapshot.
+        if let Some(net) = wrong.filter(|net| is_known(*net)) {
+            adopt_all(world, entries, net, entity, since);
+            continue;
+        }
+        let starts = entries
+            .iter()
+            .filter_map(|(_, fns)| (fns.start)(world, entity));
+        let start = starts.reduce(Tick::earliest);
+        if let Some(start) = start.filter(|start| start.is_newer_than(since))
+            && let Ok(mut unborn_now) = world.get_entity_mut(entity)
+        {
+            unborn.push((start, entity));
+            unborn_now.remove::<Simulated>();
+        }
+        for (_, fns) in entries {
+            (fns.rewind)(world, entity, since, &mut scratch);
+        }
+    }
+    unborn
+}
+
+/// What is drawn of a copy is what is simulated, until the next tick.
+pub(super) fn forget_drawn(world: &mut World, entity: Entity) {
+    let entries = world.resource::<Mirror>().predictions();
     if let Ok(mut entity) = world.get_entity_mut(entity) {
-        for fns in entries {
-            (fns.forget)(&mut entity);
+        for (_, fns) in entries.iter() {
+            (fns.forget_drawn)(&mut entity);
         }
-    }
-}
-
-/// Entities that this client has spawned before the server did.
-#[derive(Resource, Default)]
-pub(super) struct EarlyCopies {
-    by_key: HashMap<SpawnKey, EarlyCopy>,
-    spawned_again: HashSet<SpawnKey>,
-}
-
-impl EarlyCopies {
-    fn unclaimed(&self) -> HashSet<Entity> {
-        let copies = self.by_key.values();
-        copies
-            .filter(|copy| !copy.is_claimed)
-            .map(|copy| copy.entity)
-            .collect()
-    }
-}
-
-#[derive(Clone, Copy)]
-struct EarlyCopy {
-    entity: Entity,
-    /// The server's entity has come.
-    is_claimed: bool,
-}
-
-/// Makes a spawned entity with a key an early copy; one that is there already is kept instead.
-///
-/// In a replay, that one begins again as the new one is, unless the server's entity has come: what that was in the
-/// ticks that the server tells of is not predicted any more.
-fn notice_early_copy(
-    added: On<Add, SpawnKey>,
-    keys: Query<&SpawnKey, Without<Mirrored>>,
-    entities: Query<()>,
-    mut copies: ResMut<EarlyCopies>,
-    registry: Res<Registry>,
-    tick: Res<CurrentTick>,
-    replaying: Res<Replaying>,
-    mut commands: Commands,
-) {
-    let Ok(&key) = keys.get(added.entity) else {
-        return;
-    };
-    let fns: Vec<_> = registry
-        .components
-        .iter()
-        .map(|entry| entry.client.predict)
-        .collect();
-    let now = tick.0;
-    if replaying.0 {
-        copies.spawned_again.insert(key);
-    }
-    let kept = copies.by_key.get(&key).copied();
-    // One that is gone already is spawned again by the replay, and ends again.
-    let kept =
-        kept.filter(|kept| kept.is_claimed || !replaying.0 || entities.contains(kept.entity));
-    if let Some(kept) = kept {
-        let new = added.entity;
-        let begins_again = replaying.0 && !kept.is_claimed;
-        commands.queue(move |world: &mut World| {
-            if begins_again {
-                for fns in fns {
-                    (fns.begin_again)(world, new, kept.entity, now);
-                }
-                if let Ok(mut kept) = world.get_entity_mut(kept.entity) {
-                    kept.insert(Simulated);
-                }
-            }
-            world.try_despawn(new).ok();
-        });
-        return;
-    }
-    copies.by_key.insert(
-        key,
-        EarlyCopy {
-            entity: added.entity,
-            is_claimed: false,
-        },
-    );
-    commands
-        .entity(added.entity)
-        .insert((Predicted, Simulated))
-        .queue(move |mut entity: EntityWorldMut| {
-            for fns in fns {
-                (fns.begin_here)(&mut entity, now);
-            }
-        });
-}
-
-/// The early copy of an entity that has now come from the server.
-pub(super) fn claim_early_copy(world: &mut World, key: SpawnKey) -> Option<Entity> {
-    let copy = world
-        .get_resource_mut::<EarlyCopies>()?
-        .into_inner()
-        .by_key
-        .get_mut(&key)?;
-    if copy.is_claimed {
-        return None;
-    }
-    copy.is_claimed = true;
-    // It may have come to its end here already; the server's will, too.
-    Some(copy.entity)
-}
-
-/// Removes copies of entities that the server should have spawned by now and has not, and forgets old keys.
-fn expire_early_copies(world: &mut World, mirror: &Mirror) {
-    let Some(complete) = mirror.replica().newest_complete() else {
-        return;
-    };
-    let now = world.resource::<CurrentTick>().0;
-    let mut refuted = Vec::new();
-    world
-        .resource_mut::<EarlyCopies>()
-        .by_key
-        .retain(|key, copy| {
-            let is_old = now.distance_from(key.tick) >= MAX_HISTORY as i32;
-            if !copy.is_claimed && (is_old || !key.tick.is_newer_than(complete)) {
-                refuted.push(copy.entity);
-                return false;
-            }
-            !is_old
-        });
-    for entity in refuted {
-        world.try_despawn(entity).ok();
-    }
-}
-
-/// Removes copies that a replay did not spawn again: they came of a wrong prediction.
-fn withdraw_early_copies(world: &mut World, since: Tick) {
-    let mut withdrawn = Vec::new();
-    let EarlyCopies {
-        by_key,
-        spawned_again,
-    } = &mut *world.resource_mut::<EarlyCopies>();
-    by_key.retain(|key, copy| {
-        let is_wrong =
-            !copy.is_claimed && key.tick.is_newer_than(since) && !spawned_again.contains(key);
-        if is_wrong {
-            withdrawn.push(copy.entity);
-        }
-        !is_wrong
-    });
-    for entity in withdrawn {
-        world.try_despawn(entity).ok();
-    }
-}
-
-/// The connection has ended.
-pub(super) fn forget_early_copies(world: &mut World) {
-    let Some(mut copies) = world.get_resource_mut::<EarlyCopies>() else {
-        return;
-    };
-    let copies = std::mem::take(&mut *copies);
-    for copy in copies.by_key.into_values() {
-        world.try_despawn(copy.entity).ok();
     }
 }

@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use bevy::prelude::*;
 
-use super::apply::Mirror;
 use super::connection::{self, Connection, ConnectionState, Settings};
 use super::link::{self, Keepsakes, Link};
+use super::mirror::Mirror;
 use crate::protocol::backoff::{Backoff, BackoffSettings};
 use crate::protocol::handshake::{DisconnectReason, ResumeRejection};
 use crate::transport::ClientTransport;

@@ -11,7 +11,7 @@ use bevy::prelude::*;
 use super::predict::{History, PredictionSettings};
 use super::stats::ClientStats;
 use crate::blend::Blend;
-use crate::registry::ComponentRule;
+use crate::registry::{ComponentRule, Scratch};
 use crate::replication::Predicted;
 use crate::schedule::{CurrentTick, TandemSystems};
 use crate::tick::Ticks;
@@ -62,6 +62,7 @@ fn draw<C: Component<Mutability = Mutable> + Blend>(
     tick: Res<CurrentTick>,
     fixed: Res<Time<Fixed>>,
     time: Res<Time<Real>>,
+    mut scratch: Local<Scratch>,
     mut commands: Commands,
 ) {
     let fraction = fixed.overstep_fraction();
@@ -76,12 +77,15 @@ fn draw<C: Component<Mutability = Mutable> + Blend>(
             });
             continue;
         };
-        let mut drawn = match history.at(tick.0 - Ticks(1)) {
-            Some(Some(before)) if !rule.is_teleport(before, &value) => {
-                before.blend(&value, fraction)
-            }
-            _ => value.clone(),
-        };
+        let before = history.at(tick.0 - Ticks(1)).flatten().filter(|before| {
+            !rule.is_teleport(before, &value) && !rule.is_same(before, &value, &mut scratch)
+        });
+        if before.is_none() && smoothed.correction.is_none() {
+            // What rests is not touched, so that nothing takes it for changed.
+            continue;
+        }
+        let mut drawn =
+            before.map_or_else(|| value.clone(), |before| before.blend(&value, fraction));
         if let Some(correction) = &mut smoothed.correction {
             correction.weight *= decay;
             drawn = drawn.offset(&correction.from, &correction.to, correction.weight);
@@ -97,6 +101,11 @@ fn draw<C: Component<Mutability = Mutable> + Blend>(
 /// What is left of a correction after `elapsed`.
 fn decay(elapsed: Duration, time_constant: Duration) -> f32 {
     (-elapsed.as_secs_f32() / time_constant.as_secs_f32().max(1e-6)).exp()
+}
+
+/// What is drawn is the simulation's value, which the component holds between frames' beginnings and ends.
+pub(super) fn forget<C: Component>(entity: &mut EntityWorldMut) {
+    entity.remove::<Smoothed<C>>();
 }
 
 /// Remembers what is shown before ticks are replayed.

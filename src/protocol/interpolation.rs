@@ -427,6 +427,8 @@ struct Entry<T> {
     tick: Tick,
     value: T,
     hold: Option<Tick>,
+    /// Nothing moves from the value before to this one.
+    is_cut: bool,
 }
 
 /// What a [`SampleBuffer`] knows about a moment.
@@ -517,7 +519,34 @@ impl<T> SampleBuffer<T> {
     /// still, so that whoever stood for three seconds and then takes a step is not drawn walking
     /// for three seconds. Usually the snapshot before this one. `None` if nothing is known.
     pub fn insert(&mut self, tick: Tick, value: T, hold: Option<Tick>) {
-        let entry = Entry { tick, value, hold };
+        self.insert_entry(Entry {
+            tick,
+            value,
+            hold,
+            is_cut: false,
+        });
+    }
+
+    /// Like [`Self::insert`], of a value to which nothing moves from the one before: that was in another space (of
+    /// another parent, say), or of another life of the component.
+    pub fn insert_cut(&mut self, tick: Tick, value: T) {
+        self.insert_entry(Entry {
+            tick,
+            value,
+            hold: None,
+            is_cut: true,
+        });
+    }
+
+    /// Forgets what was before the last cut.
+    pub fn skip_to_cut(&mut self) {
+        if let Some(cut) = self.entries.iter().rposition(|entry| entry.is_cut) {
+            self.entries.drain(..cut);
+        }
+    }
+
+    fn insert_entry(&mut self, entry: Entry<T>) {
+        let tick = entry.tick;
         let at = self.index_after(tick);
         if let Some(same) = at.checked_sub(1).and_then(|i| self.entries.get_mut(i))
             && same.tick == tick
@@ -542,6 +571,7 @@ impl<T> SampleBuffer<T> {
             (None, None) => Sample::Empty,
             // Before its first value it can only have been that.
             (None, Some(first)) => Sample::Hold(&first.value),
+            (Some(before), Some(after)) if after.is_cut => Sample::Hold(&before.value),
             (Some(before), Some(after)) => {
                 let from = after.held_until(before.tick);
                 if from.is_newer_than(at.tick) {
@@ -559,7 +589,7 @@ impl<T> SampleBuffer<T> {
                 let previous = index.checked_sub(2).and_then(|i| self.entries.get(i));
                 match previous {
                     // A newer snapshot without a newer value: it has come to rest.
-                    Some(previous) if !at.newest.is_newer_than(last.tick) => {
+                    Some(previous) if !last.is_cut && !at.newest.is_newer_than(last.tick) => {
                         let past = at.tick.distance_from(last.tick) as f32 + at.fraction;
                         Sample::Extrapolate {
                             previous: (last.held_until(previous.tick), &previous.value),

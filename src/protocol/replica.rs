@@ -33,6 +33,8 @@ pub struct ReplicaEntity {
     /// Owner and prediction role.
     pub meta: Meta,
     mentioned: Tick,
+    /// Until when the values before the newest mention are known to have held.
+    held: Tick,
     components: Vec<(ComponentId, Value)>,
 }
 
@@ -282,6 +284,8 @@ impl Replica {
         let Some(entity) = self.entities.get_mut(&net) else {
             return Err(SnapshotError::MissingBaseline);
         };
+        let complete = self.newest_complete.unwrap_or(entity.mentioned);
+        entity.held = entity.mentioned.latest(complete);
         entity.mentioned = tick;
         if known.is_none() || input.read_bit()? {
             let meta = snapshot::read_structure(&self.layouts, input, &mut self.structure)?;
@@ -348,6 +352,11 @@ impl Replica {
 }
 
 impl ReplicaEntity {
+    /// The tick for which its values before those of the newest mention were last known to be the server's.
+    pub fn held(&self) -> Tick {
+        self.held
+    }
+
     /// Its components and their newest values, in the order of registration. Values still awaited are left out.
     pub fn values(&self) -> impl Iterator<Item = (ComponentId, ValueRef<'_>)> {
         self.components

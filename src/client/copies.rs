@@ -1,0 +1,972 @@
+//! Changes to copies: how they come to be, change, move, and go.
+//!
+//! Each step first looks at what has to be done, with nothing of the game running, and then does it in as few moves as
+//! there can be, since observers and hooks of the game run in between. They may despawn a copy, change it or leave the
+//! server; so every step looks again whether the copy is still there.
+
+use std::cell::RefCell;
+
+use bevy::ecs::bundle::{BundleScratch, BundleWriter};
+use bevy::ecs::component::ComponentId as BevyId;
+use bevy::platform::cell::SyncCell;
+use bevy::prelude::*;
+use bevy::ptr::OwningPtr;
+use smallvec::SmallVec;
+
+use super::interpolate::{self, Playhead};
+use super::mirror::{Event, Leaving, Local, Mirror, Role, Scheduled};
+use super::predict::{self, PredictionFns};
+use crate::protocol::interpolation::Playback;
+use crate::protocol::layout::{ComponentId, NetId};
+use crate::protocol::replica::{ReplicaEntity, ValueRef};
+use crate::registry::{ComponentRule, Registry, Scratch};
+use crate::replication::{Interpolated, Owned, Owner, Predicted, Replicated, Simulated};
+use crate::session::SessionId;
+use crate::tick::Tick;
+
+/// An entity that stands for one of the server's.
+#[derive(Component)]
+pub(super) struct Mirrored;
+
+/// Memory in which components that are inserted together are laid out.
+#[derive(Resource)]
+pub(super) struct Assembly(SyncCell<BundleScratch>);
+
+impl Default for Assembly {
+    fn default() -> Self {
+        Self(SyncCell::new(BundleScratch::default()))
+    }
+}
+
+/// Makes the components known that every copy may have.
+pub(super) fn register(world: &mut World) {
+    world.init_resource::<Assembly>();
+    world.register_component::<Mirrored>();
+    world.register_component::<Replicated>();
+    world.register_component::<Owner>();
+    world.register_component::<Owned>();
+    world.register_component::<Predicted>();
+    world.register_component::<Simulated>();
+    world.register_component::<Interpolated>();
+    world.register_component::<ChildOf>();
+}
+
+/// Adds a component to those that are inserted together. Its type has to be registered.
+pub(crate) fn push<C: Component>(world: &World, component: C, out: &mut BundleWriter) {
+    let Some(id) = world.component_id::<C>() else {
+        debug_assert!(
+            false,
+            "every component of a copy is registered with the plugins"
+        );
+        return;
+    };
+    let layout = std::alloc::Layout::new::<C>();
+    OwningPtr::make(component, |ptr| {
+        // SAFETY: `ptr` is a `C`, whose id in this world and whose layout these are. Whoever has begun the writer writes
+        // it to an entity of this world.
+        unsafe { out.push_component_by_id(id, ptr, layout) }
+    });
+}
+
+/// Inserts together what `fill` adds.
+pub(super) fn insert(
+    world: &mut World,
+    entity: Entity,
+    fill: impl FnOnce(&World, &mut BundleWriter),
+) {
+    let mut scratch = std::mem::take(world.resource_mut::<Assembly>().0.get());
+    let mut out = scratch.writer();
+    if world.get_entity(entity).is_ok() {
+        fill(world, &mut out);
+    }
+    if !out.is_empty()
+        && let Ok(mut entity) = world.get_entity_mut(entity)
+    {
+        // SAFETY: all components were added by `push`, for this world.
+        unsafe { out.write(&mut entity) }
+    }
+    *world.resource_mut::<Assembly>().0.get() = scratch;
+}
+
+/// Finds the copies that values name, and remembers which were asked for.
+pub(crate) struct Finder<'a> {
+    mirror: &'a Mirror,
+    asked: RefCell<SmallVec<[NetId; 2]>>,
+}
+
+impl<'a> Finder<'a> {
+    pub fn new(mirror: &'a Mirror) -> Self {
+        Self {
+            mirror,
+            asked: RefCell::default(),
+        }
+    }
+
+    fn find(&self, net: NetId) -> Option<Entity> {
+        self.asked.borrow_mut().push(net);
+        self.mirror.entity(net)
+    }
+
+    fn take_asked(&self) -> SmallVec<[NetId; 2]> {
+        std::mem::take(&mut *self.asked.borrow_mut())
+    }
+}
+
+/// Makes a component of a value that came.
+pub(super) fn load<C: Component + Clone>(
+    world: &World,
+    value: ValueRef,
+    finder: &Finder,
+) -> Option<C> {
+    let rule = world.resource::<ComponentRule<C>>();
+    rule.load(value, &|net| finder.find(net), &mut |_| {})
+}
+
+/// A component of a copy, and what came for it.
+#[derive(Clone, Copy)]
+pub(crate) struct Arrival {
+    net: NetId,
+    component: ComponentId,
+    entity: Entity,
+    tick: Tick,
+}
+
+/// Client-side work on one component type.
+#[derive(Clone, Copy)]
+pub(crate) struct ComponentFns {
+    /// Makes the component known to the world, and says by what id it knows it.
+    pub(super) id: fn(&mut World) -> BevyId,
+    /// Adds it to what is inserted together: with its history from a tick on, where it is predicted.
+    assemble: fn(&World, ValueRef, &Finder, since: Option<Tick>, &mut BundleWriter),
+    /// Sets it in place; `only_if_other` to what it is not already. Says which entities it names.
+    change: fn(&mut World, Arrival, only_if_other: bool) -> SmallVec<[NetId; 2]>,
+    /// Keeps the value for when it is drawn.
+    sample: fn(&mut World, Arrival, is_cut: bool) -> SmallVec<[NetId; 2]>,
+    /// Which entities it names.
+    names: fn(&World, Arrival) -> SmallVec<[NetId; 2]>,
+    /// Adds the value that is drawn to what is inserted together.
+    assemble_drawn: fn(&World, Entity, &Playback, &mut BundleWriter),
+    forget_samples: fn(&mut EntityWorldMut),
+    /// Forgets the values from before the last cut.
+    skip_samples: fn(&mut EntityWorldMut),
+    pub(super) predict: PredictionFns,
+}
+
+impl ComponentFns {
+    pub const fn of<C: Component + Clone>() -> Self {
+        Self {
+            id: |world| {
+                world.register_component::<predict::History<C>>();
+                world.register_component::<C>()
+            },
+            assemble: |world, value, finder, since, out| {
+                let Some(value) = load::<C>(world, value, finder) else {
+                    return;
+                };
+                if let Some(tick) = since {
+                    push(world, predict::History::begun(tick, value.clone()), out);
+                }
+                push(world, value, out);
+            },
+            change: change::<C>,
+            sample: sample::<C>,
+            names: |world, arrival| {
+                let loaded = load_newest::<C>(world, arrival);
+                loaded.map(|(_, names)| names).unwrap_or_default()
+            },
+            assemble_drawn: interpolate::assemble_drawn::<C>,
+            forget_samples: |entity| {
+                entity.remove::<interpolate::Buffer<C>>();
+            },
+            skip_samples: interpolate::skip_to_cut::<C>,
+            predict: PredictionFns::of::<C>(),
+        }
+    }
+}
+
+/// The newest value of a component, and the entities that it names.
+fn load_newest<C: Component + Clone>(
+    world: &World,
+    arrival: Arrival,
+) -> Option<(C, SmallVec<[NetId; 2]>)> {
+    let mirror = world.resource::<Mirror>();
+    let value = mirror
+        .replica
+        .entity(arrival.net)?
+        .value(arrival.component)?;
+    let finder = Finder::new(mirror);
+    let component = load(world, value, &finder)?;
+    Some((component, finder.take_asked()))
+}
+
+fn change<C: Component + Clone>(
+    world: &mut World,
+    arrival: Arrival,
+    only_if_other: bool,
+) -> SmallVec<[NetId; 2]> {
+    let Some((value, names)) = load_newest::<C>(world, arrival) else {
+        return SmallVec::new();
+    };
+    let rule = world.resource::<ComponentRule<C>>();
+    let is_same = |current| rule.is_same(current, &value, &mut Scratch::default());
+    let is_needless = only_if_other && world.get::<C>(arrival.entity).is_some_and(is_same);
+    let set = rule.setter();
+    if !is_needless && let Ok(mut entity) = world.get_entity_mut(arrival.entity) {
+        set(&mut entity, value);
+    }
+    names
+}
+
+fn sample<C: Component + Clone>(
+    world: &mut World,
+    arrival: Arrival,
+    is_cut: bool,
+) -> SmallVec<[NetId; 2]> {
+    let Some((value, names)) = load_newest::<C>(world, arrival) else {
+        return SmallVec::new();
+    };
+    let replica = &world.resource::<Mirror>().replica;
+    let held = replica
+        .entity(arrival.net)
+        .map_or(arrival.tick, ReplicaEntity::held);
+    if let Ok(mut entity) = world.get_entity_mut(arrival.entity) {
+        interpolate::push(&mut entity, arrival.tick, held, value, is_cut);
+    }
+    names
+}
+
+/// What a snapshot says of one entity.
+#[derive(Debug)]
+pub(super) struct Update {
+    pub net: NetId,
+    /// Owner or prediction role may be others.
+    pub meta: bool,
+    /// It is told whole, to a copy that may have anything.
+    pub is_anew: bool,
+    pub removed: SmallVec<[ComponentId; 4]>,
+    pub set: SmallVec<[ComponentId; 8]>,
+}
+
+impl Update {
+    pub fn new(net: NetId) -> Self {
+        Self {
+            net,
+            meta: false,
+            is_anew: false,
+            removed: SmallVec::new(),
+            set: SmallVec::new(),
+        }
+    }
+
+    /// Everything that the server says of an entity, for a copy that may have anything.
+    pub fn whole(mirror: &Mirror, net: NetId) -> Self {
+        let told = mirror.locals.get(&net).map(|local| local.told);
+        let entity = mirror.replica.entity(net);
+        let is_kept = |id| entity.is_some_and(|entity| entity.has(id));
+        let values = entity.into_iter().flat_map(ReplicaEntity::values);
+        Self {
+            net,
+            meta: true,
+            is_anew: true,
+            removed: told
+                .unwrap_or_default()
+                .iter()
+                .filter(|id| !is_kept(*id))
+                .collect(),
+            set: values.map(|(id, _)| id).collect(),
+        }
+    }
+}
+
+/// Makes the entity that was [entered](Mirror::enter) for one of the server's, whole: with all its components at once.
+pub(super) fn spawn(world: &mut World, net: NetId, tick: Tick) {
+    let Some(&local) = world.resource::<Mirror>().locals.get(&net) else {
+        return;
+    };
+    if local.is_early {
+        if let Ok(mut entity) = world.get_entity_mut(local.entity) {
+            entity.insert(Mirrored);
+        }
+        let whole = Update::whole(world.resource::<Mirror>(), net);
+        return update(world, &whole, tick);
+    }
+    if world.spawn_empty_at(local.entity).is_err() {
+        return;
+    }
+    let mut named = Vec::new();
+    let mut parent = None;
+    insert(world, local.entity, |world, out| {
+        assemble_role(world, net, local.role, out);
+        parent = assemble_values(world, net, local.role, tick, out, &mut named);
+    });
+    // Observers have run meanwhile: it may have gone already.
+    let mut mirror = world.resource_mut::<Mirror>();
+    let Some(entered) = mirror.locals.get_mut(&net) else {
+        return;
+    };
+    entered.parent = parent;
+    for (component, _) in &named {
+        entered.told.set(*component, true);
+    }
+    for (component, names) in named {
+        mirror.note_names(net, component, names);
+    }
+}
+
+/// The components that tell what a copy is to this client.
+fn assemble_role(world: &World, net: NetId, role: Role, out: &mut BundleWriter) {
+    let mirror = world.resource::<Mirror>();
+    let meta = mirror.replica.entity(net).map(|entity| entity.meta);
+    let meta = meta.unwrap_or_default();
+    push(world, Replicated, out);
+    push(world, Mirrored, out);
+    if let Some(owner) = meta.owner {
+        push(world, Owner(SessionId(owner)), out);
+    }
+    if mirror.is_own(meta) {
+        push(world, Owned, out);
+        for input in world.resource::<Registry>().inputs.iter() {
+            (input.assemble_default)(world, out);
+        }
+    }
+    match role {
+        Role::Predicted => {
+            push(world, Predicted, out);
+            push(world, Simulated, out);
+        }
+        Role::Interpolated => push(world, Interpolated, out),
+    }
+}
+
+/// All values of an entity; says what its parent is.
+fn assemble_values(
+    world: &World,
+    net: NetId,
+    role: Role,
+    tick: Tick,
+    out: &mut BundleWriter,
+    named: &mut Vec<(ComponentId, SmallVec<[NetId; 2]>)>,
+) -> Option<Entity> {
+    let mirror = world.resource::<Mirror>();
+    let entries = &world.resource::<Registry>().components;
+    let entity = mirror.replica.entity(net)?;
+    let mut parent = None;
+    for (id, value) in entity.values() {
+        if id == mirror.child_of() {
+            let parent_net = parent_of(world, net);
+            let local = parent_net.and_then(|parent| mirror.locals.get(&parent));
+            parent = local
+                .map(|local| local.entity)
+                .filter(|parent| world.get_entity(*parent).is_ok());
+            if let Some(parent) = parent {
+                push(world, ChildOf(parent), out);
+            }
+            named.push((id, parent_net.into_iter().collect()));
+            continue;
+        }
+        let is_predicted = role == Role::Predicted && mirror.kind(id).predicted;
+        let finder = Finder::new(mirror);
+        let since = is_predicted.then_some(tick);
+        (entries[usize::from(id.0)].client.assemble)(world, value, &finder, since, out);
+        named.push((id, finder.take_asked()));
+    }
+    parent
+}
+
+/// The entity that the server says is an entity's parent.
+pub(super) fn parent_of(world: &World, net: NetId) -> Option<NetId> {
+    let mirror = world.resource::<Mirror>();
+    let value = mirror.replica.entity(net)?.value(mirror.child_of())?;
+    let mut parent = None;
+    let rule = world.resource::<ComponentRule<ChildOf>>();
+    rule.load(value, &|_| None, &mut |net| parent = Some(net));
+    parent
+}
+
+/// What an update does to a copy.
+#[derive(Default)]
+struct Orders {
+    changed: SmallVec<[ComponentId; 8]>,
+    /// To be drawn later; whether something moves there from the value before.
+    sampled: SmallVec<[(ComponentId, bool); 4]>,
+    removed: SmallVec<[ComponentId; 4]>,
+    inserted: SmallVec<[ComponentId; 4]>,
+    /// Predicted: compared later. Named only for the entities in them.
+    compared: SmallVec<[ComponentId; 4]>,
+    parent: Option<Option<NetId>>,
+}
+
+/// Brings a copy up to date: its role, then values in place, then what is removed, then what is inserted, all at once,
+/// then its parent.
+pub(super) fn update(world: &mut World, update: &Update, tick: Tick) {
+    let net = update.net;
+    let mut whole = None;
+    if update.is_anew {
+        start_over(world, net);
+    }
+    if update.meta && set_role(world, net) && !update.is_anew {
+        // What was drawn, or predicted, is not any more.
+        start_over(world, net);
+        whole = Some(Update::whole(world.resource::<Mirror>(), net));
+    }
+    let update = whole.as_ref().unwrap_or(update);
+    let Some(&local) = world.resource::<Mirror>().locals.get(&net) else {
+        return;
+    };
+    if world.get_entity(local.entity).is_err() {
+        return;
+    }
+    let orders = give_orders(world, update, &local, tick);
+    let entries = world.resource::<Registry>().components.clone();
+    let fns = |id: ComponentId| &entries[usize::from(id.0)].client;
+    let at = |component| Arrival {
+        net,
+        component,
+        entity: local.entity,
+        tick,
+    };
+    let mut named: SmallVec<[(ComponentId, SmallVec<[NetId; 2]>); 8]> = SmallVec::new();
+    for &id in &orders.changed {
+        named.push((id, (fns(id).change)(world, at(id), update.is_anew)));
+    }
+    for &(id, is_cut) in &orders.sampled {
+        named.push((id, (fns(id).sample)(world, at(id), is_cut)));
+    }
+    for &id in &orders.compared {
+        named.push((id, (fns(id).names)(world, at(id))));
+    }
+    remove(world, local.entity, &orders.removed);
+    if !orders.inserted.is_empty() {
+        insert(world, local.entity, |world, out| {
+            let mirror = world.resource::<Mirror>();
+            for &id in &orders.inserted {
+                let Some(value) = mirror.replica.entity(net).and_then(|it| it.value(id)) else {
+                    continue;
+                };
+                let finder = Finder::new(mirror);
+                (fns(id).assemble)(world, value, &finder, None, out);
+                named.push((id, finder.take_asked()));
+            }
+        });
+    }
+    let mut mirror = world.resource_mut::<Mirror>();
+    for (id, names) in named {
+        mirror.note_names(net, id, names);
+    }
+    if let Some(parent) = orders.parent {
+        reparent(world, net, parent);
+    }
+}
+
+/// Sorts what an update says by how it is done, and schedules what waits for what is drawn.
+fn give_orders(world: &mut World, update: &Update, local: &Local, tick: Tick) -> Orders {
+    let net = update.net;
+    let has_timeline = world.contains_resource::<Playhead>();
+    let parent = parent_of(world, net);
+    world.resource_scope(|world, mut mirror: Mut<Mirror>| {
+        let mut orders = Orders::default();
+        let Ok(entity) = world.get_entity(local.entity) else {
+            return orders;
+        };
+        let is_drawn_later = local.role == Role::Interpolated && !update.is_anew && has_timeline;
+        let child_of = mirror.child_of();
+        let mut told = local.told;
+        let schedule = |mirror: &mut Mirror, event| {
+            mirror.scheduled.push(Scheduled { tick, net, event });
+        };
+        let is_reparented = update.set.contains(&child_of) || update.removed.contains(&child_of);
+        if is_reparented {
+            mirror.note_names(net, child_of, parent.into_iter().collect());
+            told.set(child_of, parent.is_some());
+            match is_drawn_later {
+                true => schedule(&mut mirror, Event::Parent(parent)),
+                false => orders.parent = Some(parent),
+            }
+        }
+        for &id in update.removed.iter().filter(|id| **id != child_of) {
+            let kind = mirror.kind(id);
+            let was_told = told.contains(id);
+            told.set(id, false);
+            mirror.note_names(net, id, SmallVec::new());
+            // A predicted component is taken away by reconciliation, if the prediction did not do it already.
+            let is_predicted = local.role == Role::Predicted && kind.predicted;
+            if is_predicted || !was_told {
+                continue;
+            }
+            match is_drawn_later && kind.interpolated {
+                true => schedule(&mut mirror, Event::Remove(id)),
+                false => orders.removed.push(id),
+            }
+        }
+        for &id in update.set.iter().filter(|id| **id != child_of) {
+            let kind = mirror.kind(id);
+            let was_told = told.contains(id);
+            told.set(id, true);
+            let has = entity.contains_id(kind.id);
+            if local.role == Role::Predicted && kind.predicted {
+                orders.compared.push(id);
+            } else if is_drawn_later && kind.interpolated {
+                let is_there = was_told && (has || mirror.is_scheduled(net, Event::Insert(id)));
+                orders.sampled.push((id, is_reparented || !is_there));
+                if !is_there {
+                    schedule(&mut mirror, Event::Insert(id));
+                }
+            } else if has && !orders.removed.contains(&id) {
+                orders.changed.push(id);
+            } else {
+                orders.inserted.push(id);
+            }
+        }
+        if let Some(local) = mirror.locals.get_mut(&net) {
+            local.told = told;
+        }
+        orders
+    })
+}
+
+/// Removes components from a copy, all at once.
+fn remove(world: &mut World, entity: Entity, components: &[ComponentId]) {
+    if components.is_empty() {
+        return;
+    }
+    let mirror = world.resource::<Mirror>();
+    let ids: SmallVec<[BevyId; 4]> = components.iter().map(|id| mirror.kind(*id).id).collect();
+    if let Ok(mut entity) = world.get_entity_mut(entity) {
+        entity.remove_by_ids(&ids);
+    }
+}
+
+/// Forgets what was drawn and predicted of a copy.
+fn start_over(world: &mut World, net: NetId) {
+    let mut mirror = world.resource_mut::<Mirror>();
+    mirror.unschedule(net);
+    let Some(local) = mirror.locals.get_mut(&net) else {
+        return;
+    };
+    let is_known = !local.is_early;
+    local.checked = None;
+    local.is_fresh |= is_known;
+    local.gone_since = None;
+    let entity = local.entity;
+    if is_known {
+        forget(world, entity);
+    }
+}
+
+/// Values that were kept to be drawn or compared are so no more.
+fn forget(world: &mut World, entity: Entity) {
+    let entries = world.resource::<Registry>().components.clone();
+    if let Ok(mut entity) = world.get_entity_mut(entity) {
+        for entry in entries.iter() {
+            (entry.client.predict.forget)(&mut entity);
+            (entry.client.forget_samples)(&mut entity);
+        }
+    }
+}
+
+/// Marks an entity as what it is to this client; says whether its role is another.
+fn set_role(world: &mut World, net: NetId) -> bool {
+    let mut mirror = world.resource_mut::<Mirror>();
+    let Some(meta) = mirror.replica.entity(net).map(|entity| entity.meta) else {
+        return false;
+    };
+    let (wanted, is_own) = (mirror.role_of(meta), mirror.is_own(meta));
+    let Some(local) = mirror.locals.get_mut(&net) else {
+        return false;
+    };
+    let role = if local.is_early {
+        Role::Predicted
+    } else {
+        wanted
+    };
+    let is_other = local.role != role;
+    local.role = role;
+    let entity = local.entity;
+    mirror.set_predicted(net, role);
+    let inputs = world.resource::<Registry>().inputs.clone();
+    let Ok(mut entity) = world.get_entity_mut(entity) else {
+        return is_other;
+    };
+    let owner = meta.owner.map(|owner| Owner(SessionId(owner)));
+    match owner {
+        Some(owner) if entity.get() != Some(&owner) => {
+            entity.insert(owner);
+        }
+        None if entity.contains::<Owner>() => {
+            entity.remove::<Owner>();
+        }
+        _ => {}
+    }
+    if is_own && !entity.contains::<Owned>() {
+        for input in inputs.iter() {
+            (input.insert_default)(&mut entity);
+        }
+        entity.insert(Owned);
+    } else if !is_own && entity.contains::<Owned>() {
+        for input in inputs.iter() {
+            (input.remove)(&mut entity);
+        }
+        entity.remove::<Owned>();
+    }
+    match role {
+        Role::Predicted => {
+            if entity.contains::<Interpolated>() {
+                entity.remove::<Interpolated>();
+            }
+            if !entity.contains::<Predicted>() || !entity.contains::<Simulated>() {
+                entity.insert((Predicted, Simulated));
+            }
+        }
+        Role::Interpolated => {
+            if entity.contains::<Predicted>() {
+                entity.remove::<(Predicted, Simulated)>();
+            }
+            if !entity.contains::<Interpolated>() {
+                entity.insert(Interpolated);
+            }
+        }
+    }
+    is_other
+}
+
+/// Gives a copy the parent that the server says it has. Where that is not here, it has none; a parent that the game has
+/// given it stays.
+pub(super) fn reparent(world: &mut World, net: NetId, parent: Option<NetId>) {
+    let mirror = world.resource::<Mirror>();
+    let Some(&local) = mirror.locals.get(&net) else {
+        return;
+    };
+    let target = parent
+        .and_then(|parent| mirror.locals.get(&parent))
+        .map(|local| local.entity)
+        .filter(|parent| world.get_entity(*parent).is_ok());
+    if let Some(local) = world.resource_mut::<Mirror>().locals.get_mut(&net) {
+        local.parent = target;
+    }
+    let current = world.get::<ChildOf>(local.entity).map(ChildOf::parent);
+    if current == target {
+        return;
+    }
+    match target {
+        Some(target) => {
+            break_cycle(world, local.entity, target);
+            if let Ok(mut entity) = world.get_entity_mut(local.entity) {
+                entity.insert(ChildOf(target));
+            }
+        }
+        None if current == local.parent => {
+            if let Ok(mut entity) = world.get_entity_mut(local.entity) {
+                entity.remove::<ChildOf>();
+            }
+        }
+        None => {}
+    }
+    if local.role == Role::Predicted {
+        // It is in another space now: nothing of before can be drawn there.
+        predict::forget_drawn(world, local.entity);
+    }
+}
+
+/// Takes off what leads from `entity` down to `target`, which is to be its parent.
+fn break_cycle(world: &mut World, entity: Entity, target: Entity) {
+    let mut below = target;
+    while let Some(parent) = world.get::<ChildOf>(below).map(ChildOf::parent) {
+        if parent == entity {
+            take_off(world, below);
+            return;
+        }
+        below = parent;
+    }
+}
+
+/// Takes the parent from a copy, or from whatever a game has put between two.
+fn take_off(world: &mut World, child: Entity) {
+    let mut mirror = world.resource_mut::<Mirror>();
+    if let Some(net) = mirror.net_id(child)
+        && let Some(local) = mirror.locals.get_mut(&net)
+    {
+        local.parent = None;
+    }
+    if let Ok(mut child) = world.get_entity_mut(child) {
+        child.remove::<ChildOf>();
+    }
+}
+
+/// The server has taken an entity away: its copy goes when what is drawn is there.
+pub(super) fn leave(world: &mut World, net: NetId, tick: Tick) {
+    let mut mirror = world.resource_mut::<Mirror>();
+    mirror.held.retain(|&(held, _)| held != net);
+    let Some(local) = mirror.leave(net) else {
+        return;
+    };
+    if world.get_entity(local.entity).is_err() {
+        let mut mirror = world.resource_mut::<Mirror>();
+        mirror.nets.remove(&local.entity);
+        mirror.unschedule(net);
+        return;
+    }
+    let leaving = Leaving { local, tick };
+    world.resource_mut::<Mirror>().leaving.insert(net, leaving);
+}
+
+/// Despawns the copies whose time has come.
+pub(super) fn despawn_due(world: &mut World) {
+    let mirror = world.resource::<Mirror>();
+    if mirror.leaving.is_empty() {
+        return;
+    }
+    let leaving = mirror.leaving.iter();
+    let due: Vec<_> = leaving
+        .filter(|(net, leaving)| is_due(world, **net, leaving))
+        .map(|(net, _)| *net)
+        .collect();
+    despawn_leaving(world, due);
+}
+
+/// Despawns the copies that are about to leave, without waiting for what is drawn.
+pub(super) fn despawn_all_leaving(world: &mut World) {
+    let leaving = world.resource::<Mirror>().leaving.keys().copied().collect();
+    despawn_leaving(world, leaving);
+}
+
+fn despawn_leaving(world: &mut World, mut nets: Vec<NetId>) {
+    nets.sort_unstable();
+    let mut mirror = world.resource_mut::<Mirror>();
+    let mut entities = Vec::with_capacity(nets.len());
+    for net in nets {
+        if let Some(leaving) = mirror.leaving.remove(&net) {
+            mirror.unschedule(net);
+            mirror.nets.remove(&leaving.local.entity);
+            entities.push(leaving.local.entity);
+        }
+    }
+    for entity in entities {
+        despawn(world, entity);
+    }
+}
+
+fn is_due(world: &World, net: NetId, leaving: &Leaving) -> bool {
+    if leaving.local.role == Role::Interpolated
+        && let Some(playhead) = world.get_resource::<Playhead>()
+        && playhead
+            .0
+            .is_none_or(|at| leaving.tick.is_newer_than(at.tick))
+    {
+        return false;
+    }
+    // What hangs on it may have been taken off when it went. That is shown first, also where it is told later.
+    let mirror = world.resource::<Mirror>();
+    let children = world.get::<Children>(leaving.local.entity);
+    children.into_iter().flatten().all(|child| {
+        let Some(child) = mirror
+            .net_id(*child)
+            .filter(|child| mirror.locals.contains_key(child))
+        else {
+            return true;
+        };
+        parent_of(world, child) != Some(net)
+            || mirror
+                .replica
+                .confirmed(child)
+                .is_none_or(|confirmed| !leaving.tick.is_newer_than(confirmed))
+    })
+}
+
+/// Despawns an entity, but none of the copies below it: they live as long as the server's.
+pub(super) fn despawn(world: &mut World, entity: Entity) {
+    let mirror = world.resource::<Mirror>();
+    let mut copies = Vec::new();
+    let mut below = vec![entity];
+    while let Some(at) = below.pop() {
+        for &child in world.get::<Children>(at).into_iter().flatten() {
+            match mirror.nets.contains_key(&child) {
+                true => copies.push(child),
+                false => below.push(child),
+            }
+        }
+    }
+    for copy in copies {
+        take_off(world, copy);
+        let net = world.resource::<Mirror>().net_id(copy);
+        if let Some(net) = net {
+            move_now(world, net);
+        }
+    }
+    world.try_despawn(entity).ok();
+}
+
+/// A copy has lost its parent ahead of time: what waits for what is drawn to give it another place happens at once.
+fn move_now(world: &mut World, net: NetId) {
+    let mut mirror = world.resource_mut::<Mirror>();
+    let mut parent = None;
+    mirror.scheduled.retain(|scheduled| match scheduled.event {
+        Event::Parent(to) if scheduled.net == net => {
+            parent = Some(to);
+            false
+        }
+        _ => true,
+    });
+    let Some(parent) = parent else { return };
+    let local = mirror.locals.get(&net).copied();
+    let entries = world.resource::<Registry>().components.clone();
+    if let Some(local) = local
+        && let Ok(mut entity) = world.get_entity_mut(local.entity)
+    {
+        for entry in entries.iter() {
+            (entry.client.skip_samples)(&mut entity);
+        }
+    }
+    reparent(world, net, parent);
+}
+
+/// Makes copies that were lost anew: parents first.
+pub(super) fn respawn(world: &mut World, nets: Vec<NetId>) {
+    let mut mirror = world.resource_mut::<Mirror>();
+    let tick = mirror.replica.newest().unwrap_or(mirror.anchor);
+    for &net in &nets {
+        if let Some(local) = mirror.leave(net) {
+            mirror.nets.remove(&local.entity);
+            mirror.unschedule(net);
+        }
+    }
+    let order = parents_first(world, nets);
+    let entities = world.entity_allocator_mut();
+    let entities: Vec<_> = order.iter().map(|_| entities.alloc()).collect();
+    let mut mirror = world.resource_mut::<Mirror>();
+    for (&net, &entity) in order.iter().zip(&entities) {
+        mirror.enter(net, entity, false);
+    }
+    for &net in &order {
+        spawn(world, net, tick);
+    }
+    retell_names(world, &order, tick);
+}
+
+/// Puts parents before their children.
+pub(super) fn parents_first(world: &World, mut nets: Vec<NetId>) -> Vec<NetId> {
+    if nets.len() < 2 {
+        return nets;
+    }
+    nets.sort_unstable();
+    let mut order = Vec::with_capacity(nets.len());
+    let mut waiting: std::collections::BTreeSet<_> = nets.iter().copied().collect();
+    let mut chain = Vec::new();
+    for net in nets {
+        let mut at = Some(net);
+        while let Some(next) = at.filter(|next| waiting.remove(next)) {
+            chain.push(next);
+            at = parent_of(world, next);
+        }
+        order.extend(chain.drain(..).rev());
+    }
+    order
+}
+
+/// Tells those components again that name entities which are here now.
+pub(super) fn retell_names(world: &mut World, spawned: &[NetId], tick: Tick) {
+    for &target in spawned {
+        let mirror = world.resource::<Mirror>();
+        for (holder, component) in mirror.references.of(target) {
+            if spawned.contains(&holder) {
+                continue;
+            }
+            retell(world, holder, component, target, tick);
+        }
+    }
+}
+
+fn retell(world: &mut World, holder: NetId, component: ComponentId, target: NetId, tick: Tick) {
+    let mut mirror = world.resource_mut::<Mirror>();
+    if component == mirror.child_of() {
+        // One that is scheduled finds its parent when it is due.
+        let is_scheduled =
+            |it: &Scheduled| it.net == holder && matches!(it.event, Event::Parent(_));
+        if !mirror.scheduled.iter().any(is_scheduled) {
+            reparent(world, holder, Some(target));
+        }
+        return;
+    }
+    if mirror.kind(component).predicted
+        && let Some(local) = mirror.locals.get_mut(&holder)
+        && local.role == Role::Predicted
+    {
+        local.checked = None;
+        return;
+    }
+    let mut again = Update::new(holder);
+    again.set.push(component);
+    update(world, &again, tick);
+}
+
+/// How long a change of parent waits for a parent that may still come, in ticks.
+const LONGEST_WAIT: i32 = 60;
+
+/// Does what was scheduled up to the moment that is drawn.
+pub(super) fn play(world: &mut World) {
+    let Some(playback) = world.resource::<Playhead>().0 else {
+        return;
+    };
+    let mut due = Vec::new();
+    let mirror = &mut *world.resource_mut::<Mirror>();
+    if mirror.scheduled.is_empty() {
+        return;
+    }
+    for scheduled in std::mem::take(&mut mirror.scheduled) {
+        let may_come = |parent: NetId| {
+            !mirror.locals.contains_key(&parent)
+                && !mirror.is_complete_at(scheduled.tick)
+                && playback.tick.distance_from(scheduled.tick) < LONGEST_WAIT
+        };
+        let waits = matches!(scheduled.event, Event::Parent(Some(parent)) if may_come(parent));
+        match waits || scheduled.tick.is_newer_than(playback.tick) {
+            true => mirror.scheduled.push(scheduled),
+            false => due.push(scheduled),
+        }
+    }
+    due.sort_by_key(|scheduled| scheduled.net);
+    for events in due.chunk_by(|a, b| a.net == b.net) {
+        play_events(world, events, &playback);
+    }
+}
+
+/// Does what is due of one copy.
+fn play_events(world: &mut World, events: &[Scheduled], playback: &Playback) {
+    let net = events[0].net;
+    let Some(entity) = world.resource::<Mirror>().entity(net) else {
+        return;
+    };
+    let mut removed: SmallVec<[ComponentId; 4]> = SmallVec::new();
+    let mut inserted: SmallVec<[ComponentId; 4]> = SmallVec::new();
+    let mut parent = None;
+    for scheduled in events {
+        match scheduled.event {
+            Event::Insert(id) => inserted.push(id),
+            Event::Remove(id) => {
+                inserted.retain(|inserted| *inserted != id);
+                removed.push(id);
+            }
+            Event::Parent(to) => parent = Some(to),
+        }
+    }
+    let entries = world.resource::<Registry>().components.clone();
+    let fns = |id: ComponentId| &entries[usize::from(id.0)].client;
+    remove(world, entity, &removed);
+    for &id in removed.iter().filter(|id| !inserted.contains(id)) {
+        let is_back = world
+            .resource::<Mirror>()
+            .is_scheduled(net, Event::Insert(id));
+        if !is_back && let Ok(mut entity) = world.get_entity_mut(entity) {
+            (fns(id).forget_samples)(&mut entity);
+        }
+    }
+    if !inserted.is_empty() {
+        insert(world, entity, |world, out| {
+            for &id in &inserted {
+                (fns(id).assemble_drawn)(world, entity, playback, out);
+            }
+        });
+    }
+    if let Some(parent) = parent {
+        reparent(world, net, parent);
+    }
+}
