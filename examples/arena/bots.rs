@@ -36,6 +36,9 @@ use crowd::{BackEnd, Crowd, CrowdPlan, Way};
 /// Cuts a minute: beyond one a second, a client would hardly ever be there.
 const MAX_CHURN: f64 = 60.0;
 
+/// Frames a second of a bot. Below this, what it reports is about the machine rather than about the network.
+const TOO_SLOW: f64 = 45.0;
+
 const USAGE: &str = "\
 usage: cargo bots --count N [--udp ADDR] [--transport udp|ws|mixed] [--ws URL [--ca FILE]] [--seconds S]
                   [--latency-ms L] [--jitter-ms J] [--loss P] [--churn R] [--key FILE] [--seed K] [--still]
@@ -62,8 +65,15 @@ fn main() -> ExitCode {
     let mut crowd = Crowd::new(&options.plan);
     crowd.play(options.seconds, |_| signals.any());
     let result = crowd.report();
+    let frame_rate = crowd.frame_rate();
     crowd.leave();
 
+    if result.requested > 0 && frame_rate < TOO_SLOW {
+        eprintln!(
+            "the bots have drawn {frame_rate:.0} frames a second, not 60: this machine is too slow for so many, and the \
+             figures are of that, too"
+        );
+    }
     for (reason, count) in crowd.refusals() {
         eprintln!("{count} attempts to get in ended so: {reason}");
     }

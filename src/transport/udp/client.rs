@@ -434,6 +434,10 @@ impl ClientEnd {
 
     /// After all that has come was taken in: what follows from that, and from the time.
     pub(super) fn judge(&mut self, mut send: impl FnMut(&[u8])) {
+        // A challenge is answered now, and not a frame later.
+        if let Some((packet, _)) = quietly(|| self.netcode.update(Duration::ZERO)) {
+            send(packet);
+        }
         if let Some(reason) = self.netcode.disconnect_reason() {
             self.state = ClientLinkState::Closed(close_reason(reason));
         } else if self.netcode.is_connected() {
