@@ -350,11 +350,11 @@ impl Shards {
         }
         let kind = datagram[0] & 0xf;
         if link.unconfirmed.is_some() && !link.confirm(id, kind, datagram, out) {
-            // It repeats its answer, so it has not had the keep-alive.
             let server = &mut self.shards[link.shard].server;
             if kind == RESPONSE
                 && let Some(keep_alive) = link.keep_alive(server)
             {
+                // It repeats its answer, so it has not had the keep-alive.
                 out.packets.push(addr, &keep_alive, &mut self.stats);
                 return;
             }
@@ -364,6 +364,22 @@ impl Shards {
                 return;
             }
         }
+        self.take_in(now, id, addr, datagram, out);
+    }
+
+    /// Takes a packet from a client, as far as it is genuine.
+    fn take_in(
+        &mut self,
+        now: Duration,
+        id: LinkId,
+        addr: SocketAddr,
+        datagram: &mut [u8],
+        out: &mut Output,
+    ) {
+        let Some(link) = self.links.get_mut(&id) else {
+            return;
+        };
+        let kind = datagram[0] & 0xf;
         match self.shards[link.shard]
             .server
             .process_packet(addr, datagram)
@@ -565,6 +581,19 @@ impl Shards {
             }
             return;
         }
+        self.add_link(addr, client_id, user_data, keep_alive, pending, out);
+    }
+
+    /// A client has answered the challenge and may come in. It may not know that yet.
+    fn add_link(
+        &mut self,
+        addr: SocketAddr,
+        client_id: u64,
+        user_data: Box<[u8; 256]>,
+        keep_alive: &[u8],
+        pending: Pending,
+        out: &mut Output,
+    ) {
         let Some(keys) = self.keys_of(&pending.request[..]) else {
             // `renetcode` has just read them.
             self.shards[pending.shard].server.disconnect(client_id);

@@ -17,9 +17,6 @@ use crate::transport::filter::netcode::{self, KEEP_ALIVE, REQUEST_BYTES};
 
 const TAG_BYTES: usize = 16;
 
-/// A keep-alive: prefix, number, two indices, tag.
-pub(super) type KeepAlive = Vec<u8>;
-
 /// The keys of a link, as its connect token has them.
 #[derive(Clone, PartialEq, Eq)]
 pub(super) struct LinkKeys {
@@ -97,7 +94,7 @@ impl LinkKeys {
     /// A keep-alive with this number, which must never be used with `key` before or after.
     ///
     /// `indices` are the client's slot and the number of slots.
-    pub(super) fn keep_alive(&self, key: &[u8; 32], sequence: u64, indices: [u8; 8]) -> KeepAlive {
+    pub(super) fn keep_alive(&self, key: &[u8; 32], sequence: u64, indices: [u8; 8]) -> Vec<u8> {
         let bytes = (8 - sequence.leading_zeros() as usize / 8).max(1);
         let prefix = KEEP_ALIVE | (bytes as u8) << 4;
         let mut packet = vec![prefix];
