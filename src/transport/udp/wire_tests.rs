@@ -770,9 +770,9 @@ fn a_server_that_goes_is_heard_to_go() {
 #[test]
 fn tokens_for_the_next_link_arrive_and_open_it_under_loss() {
     let mut all = Match::new(noisy(0.1));
-    all.join_all(5);
+    all.join_all(3);
     let clients = all.clients.clone();
-    for round in 0..3 {
+    for round in 0..2 {
         // Longer than it takes until the next ones are sent.
         all.net.run(Ticks(62 * 60));
         for &client in &clients {
