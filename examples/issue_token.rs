@@ -35,11 +35,14 @@ fn main() {
     match order {
         Order::Key(path) => {
             args::or_fail(token::create_key(&path));
-            eprintln!("The new key is in {}. Keep it secret.", path.display());
+            args::print_error(format_args!(
+                "The new key is in {}. Keep it secret.",
+                path.display()
+            ));
         }
         Order::Token { key, request } => {
             let key = args::or_fail(token::read_key(key));
-            println!("{}", args::or_fail(request.issue(&key)));
+            args::print(args::or_fail(request.issue(&key)));
         }
     }
 }

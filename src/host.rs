@@ -38,7 +38,9 @@ use crate::client::{
     ClientStats, Connected, Connection, ConnectionState, Disconnect, Disconnected,
 };
 use crate::identity::Identity;
-use crate::message::{FromClient, FromServer, NetMessage, Target, ToClients, ToServer};
+use crate::message::{
+    FromClient, FromServer, NetMessage, Target, ToClients, ToServer, Undeliverable,
+};
 use crate::protocol::handshake::DisconnectReason;
 use crate::protocol::names::validate_name;
 use crate::registry::Registry;
@@ -112,11 +114,22 @@ fn join(world: &mut World, name: &str) {
         name: name.to_owned(),
         platform: "host".into(),
     };
-    let session = world.spawn((session, Identity::of_host())).id();
-    world.insert_resource(Host(session));
-    change(world, ConnectionState::Connected, Some(id), None);
-    world.trigger(Connected { session: id });
-    world.trigger(SessionJoined { entity: session });
+    let entity = world.spawn_empty().id();
+    world.resource_mut::<Sessions>().add_local(id, entity);
+    world.insert_resource(Host(entity));
+    world
+        .entity_mut(entity)
+        .insert((session, Identity::of_host()));
+    // Observers may have despawned it.
+    if world.contains_resource::<Host>() {
+        change(world, ConnectionState::Connected, Some(id), None);
+        world.trigger(Connected { session: id });
+        world.flush();
+    }
+    if world.contains_resource::<Host>() {
+        world.trigger(SessionJoined { entity });
+        world.flush();
+    }
 }
 
 /// Samples the local player's inputs and puts them on what they own, checked like everybody's.
@@ -171,6 +184,7 @@ fn note_end(left: On<SessionLeft>, host: Option<Res<Host>>, mut commands: Comman
             let why = Some(reason.clone());
             change(world, ConnectionState::Disconnected, None, why);
             world.trigger(Disconnected { reason });
+            world.flush();
         });
     }
 }
@@ -179,23 +193,30 @@ fn note_end(left: On<SessionLeft>, host: Option<Res<Host>>, mut commands: Comman
 pub(crate) fn install<M: NetMessage>(app: &mut App) {
     app.add_message::<ToServer<M>>()
         .add_message::<FromServer<M>>()
+        // Before sessions end in this frame, as for everybody else.
         .add_systems(
-            PreUpdate,
-            (hand_in::<M>, hand_out::<M>).in_set(TandemSystems::Receive),
+            PostUpdate,
+            (hand_in::<M>, hand_out::<M>).in_set(TandemSystems::Collect),
         );
 }
 
 fn hand_in<M: NetMessage>(
     mut messages: MessageReader<ToServer<M>>,
     mut received: MessageWriter<FromClient<M>>,
+    mut undeliverable: MessageWriter<Undeliverable<M>>,
     host: Option<Res<Host>>,
 ) {
     for ToServer(message) in messages.read() {
-        if let Some(host) = &host {
-            received.write(FromClient {
-                session: host.0,
-                message: message.clone(),
-            });
+        let message = message.clone();
+        match &host {
+            Some(host) => {
+                let session = host.0;
+                received.write(FromClient { session, message });
+            }
+            None => {
+                let session = Entity::PLACEHOLDER;
+                undeliverable.write(Undeliverable { session, message });
+            }
         }
     }
 }

@@ -12,9 +12,14 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::client::copies;
+use crate::message::MapEntity;
+use crate::registry::Naming;
 use crate::wire::serial;
 
 /// What can be an input: small, plain data.
+///
+/// One that names entities (a target, say) is registered with
+/// [`map_entities`](crate::registry::InputRegistration::map_entities).
 pub trait NetInput: Clone + Default + Serialize + DeserializeOwned + Send + Sync + 'static {}
 
 impl<I: Clone + Default + Serialize + DeserializeOwned + Send + Sync + 'static> NetInput for I {}
@@ -37,11 +42,16 @@ pub struct LocalInput<I: Send + Sync + 'static>(pub I);
 #[derive(Resource)]
 pub(crate) struct InputRule<I> {
     pub clamp: Option<fn(&mut I)>,
+    /// Maps the entities that it names, if the game says that it names some.
+    pub map: Option<fn(&mut I, &mut MapEntity)>,
 }
 
 impl<I> Default for InputRule<I> {
     fn default() -> Self {
-        Self { clamp: None }
+        Self {
+            clamp: None,
+            map: None,
+        }
     }
 }
 
@@ -83,7 +93,16 @@ pub(crate) fn entry<I: NetInput>() -> InputEntry {
             serial::encode(&I::default(), out).ok();
         },
         sample: |world, out| {
-            if let Err(error) = serial::encode(&world.resource::<LocalInput<I>>().0, out) {
+            let input = &world.resource::<LocalInput<I>>().0;
+            let encoded = match world.resource::<InputRule<I>>().map {
+                None => serial::encode(input, out),
+                Some(map) => {
+                    let mut input = input.clone();
+                    map(&mut input, &mut |entity| Naming::to_net(world, entity));
+                    serial::encode(&input, out)
+                }
+            };
+            if let Err(error) = encoded {
                 error_once!("`{}` cannot be sent: {error}", type_name::<I>());
             }
         },
@@ -97,6 +116,9 @@ fn apply<'a, I: NetInput>(
     bytes: &'a [u8],
 ) -> Result<&'a [u8], serial::SerialError> {
     let (mut input, rest) = serial::decode_prefix::<I>(bytes)?;
+    if let Some(map) = world.resource::<InputRule<I>>().map {
+        map(&mut input, &mut |entity| Naming::from_net(world, entity));
+    }
     if let Some(clamp) = world.resource::<InputRule<I>>().clamp {
         clamp(&mut input);
     }

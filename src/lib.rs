@@ -268,6 +268,11 @@
 //! # app.update();
 //! ```
 //!
+//! What is said is heard, or comes back as [`Undeliverable`](message::Undeliverable): before a client is in and after it has
+//! left, to a session that is gone, or when it is too large. What a client says in the frame in which it leaves arrives. A
+//! client hears messages after the snapshots that came with them, and one that names an entity of which it is still to be
+//! told waits for that.
+//!
 //! ## Links and sessions
 //!
 //! A player's [`Session`](session::Session) is not the link that it came over. When the link is lost, the session is
@@ -303,6 +308,10 @@
 //! ```
 //!
 //! A player who leaves, is [kicked](session::Kick) or [banned](session::Ban) does not come back.
+//!
+//! Connections and sessions may be begun, ended and cut at any moment, by observers too: what ends one takes effect at the
+//! end of the frame. [`Disconnected`](client::Disconnected) and [`SessionLeft`](session::SessionLeft) come before what hangs
+//! on it is despawned, and so do the commands of those who observe them: give a ship to somebody else, or take a camera off.
 //!
 //! ## Browsers
 //!

@@ -20,6 +20,8 @@ pub(crate) struct Letter {
     /// The number of its type.
     pub id: u16,
     pub body: SharedBytes,
+    /// Where in it the message's value begins.
+    pub value_at: usize,
 }
 
 impl Letter {
@@ -27,6 +29,11 @@ impl Letter {
     pub fn for_one(self) -> Self {
         let body = SharedBytes::for_one(self.body.bytes().clone());
         Self { body, ..self }
+    }
+
+    /// The message's value.
+    pub fn value(&self) -> &[u8] {
+        &self.body.bytes()[self.value_at..]
     }
 }
 
@@ -84,6 +91,17 @@ impl Mailbox {
             telling: VecDeque::new(),
             is_overrun: false,
         }
+    }
+
+    /// Takes the messages away. What is left is empty.
+    pub fn take(&mut self) -> Self {
+        let empty = Self::new(OutboxLimits::default(), WhenFull::default());
+        std::mem::replace(self, empty)
+    }
+
+    /// All messages of which it is not known that the other side has taken them, oldest first.
+    pub fn drain(&mut self) -> Vec<Letter> {
+        self.outbox.drain()
     }
 
     /// Whether this link is of no more use.

@@ -9,8 +9,10 @@ use bevy::ecs::entity::{EntityMapper, MapEntities};
 use bevy::prelude::*;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use smallvec::SmallVec;
 
 use crate::client;
+use crate::client::mirror::Mirror;
 #[cfg(not(target_family = "wasm"))]
 use crate::host;
 use crate::mailbox::Letter;
@@ -20,6 +22,7 @@ use crate::protocol::reliable::Importance;
 use crate::registry::{FromNet, Registry, ToNet};
 #[cfg(not(target_family = "wasm"))]
 use crate::server;
+use crate::tick::Tick;
 use crate::transport::SharedBytes;
 use crate::wire::serial;
 
@@ -31,7 +34,7 @@ impl<M: Clone + Serialize + DeserializeOwned + Send + Sync + 'static> NetMessage
 /// How messages of a type are delivered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Channel {
-    /// All of them, in the order in which they were written.
+    /// All of them, in the order in which they were written: those of one type in a frame, and all from frame to frame.
     ReliableOrdered,
     /// All of them, each as soon as it is there.
     ReliableUnordered,
@@ -39,14 +42,20 @@ pub enum Channel {
     Unreliable,
 }
 
-/// Largest message a client may send, in bytes, serialised. Larger ones are refused with an error in the log: a server
-/// accepts no sliced messages, since each would let a client hold its memory.
+/// Largest message a client may send, in bytes, serialised. Larger ones are [given back](Undeliverable), with an error in
+/// the log: a server accepts no sliced messages, since each would let a client hold its memory.
 pub const MAX_CLIENT_MESSAGE_BYTES: usize = 1_024;
 
-/// Largest message a server may send, in bytes, serialised. Those above a datagram travel in slices.
+/// Largest message a server may send, in bytes, serialised. Those above a datagram travel in slices. Larger ones are
+/// [given back](Undeliverable).
 pub const MAX_SERVER_MESSAGE_BYTES: usize = 1 << 20;
 
-/// A message to the server, written by a client's game.
+/// Largest message that a server may send on [`Channel::Unreliable`], in bytes, serialised: it goes at once or not at all,
+/// and is lost with any of its slices. Larger ones are [given back](Undeliverable).
+pub const MAX_UNRELIABLE_MESSAGE_BYTES: usize = 64_000;
+
+/// A message to the server, written by a client's game. What is written in the frame in which the client leaves arrives;
+/// while there is no connection, it [comes back](Undeliverable).
 #[derive(Message, Clone, Debug, PartialEq, Eq, Deref)]
 pub struct ToServer<M: Send + Sync + 'static>(pub M);
 
@@ -77,9 +86,9 @@ pub struct FromServer<M: Send + Sync + 'static>(pub M);
 pub enum Target {
     /// Every session.
     All,
-    /// One session.
+    /// One session. If there is none, the message [comes back](Undeliverable).
     Session(Entity),
-    /// The sessions in a [room](crate::rooms::Room).
+    /// The sessions in a [room](crate::rooms::Room), if there are any.
     Room(Entity),
     /// Every session but this one.
     AllExcept(Entity),
@@ -92,14 +101,18 @@ pub enum Target {
 pub struct Delivered<M: Send + Sync + 'static> {
     /// On a server, the session that took it; on a client, [`Entity::PLACEHOLDER`].
     pub session: Entity,
-    /// The message. Entities that it names are not mapped back.
+    /// The message. Entities are again those of this app, or [`Entity::PLACEHOLDER`] if they are gone.
     pub message: M,
 }
 
-/// A message of this app's could not be queued, since too much waits already, or had to make room for a newer one, and is
-/// not sent.
+/// A message of this app's comes back: what is said is heard, or its writer is told so.
 ///
-/// Also tells of messages that are dropped while a client is away. Entities that such a message names are not mapped back.
+/// It is for nobody (there is no connection yet or any more, or no such session), too large for its channel, or too much
+/// waits already; or it had to make room for a newer one, or was dropped while a client was away. So is a reliable message
+/// of which nobody can say whether it was heard, since the session ended before the other side could confirm it.
+///
+/// What may be lost ([`Channel::Unreliable`]) does not come back once it is on its way, nor when it is for a client that is
+/// away. Entities are again those of this app, or [`Entity::PLACEHOLDER`] if they are gone.
 #[derive(Message, Clone, Debug, PartialEq, Eq)]
 pub struct Undeliverable<M: Send + Sync + 'static> {
     /// On a server, the session for which it was; on a client, [`Entity::PLACEHOLDER`].
@@ -139,6 +152,8 @@ pub(crate) struct MessageEntry {
     pub traffic: Traffic,
     pub importance: Importance,
     pub has_receipts: bool,
+    /// It may name entities. Those of a server then carry a [`Stamp`].
+    pub is_mapped: bool,
     #[cfg(not(target_family = "wasm"))]
     pub install_server: fn(&mut App),
     pub install_client: fn(&mut App),
@@ -148,10 +163,51 @@ pub(crate) struct MessageEntry {
     #[cfg(not(target_family = "wasm"))]
     pub receive_on_server:
         fn(&mut World, session: Entity, &[u8]) -> Result<(), serial::SerialError>,
-    pub receive_on_client: fn(&mut World, &[u8]) -> Result<(), serial::SerialError>,
+    pub receive_on_client: fn(&mut World, &[u8], Unknown) -> Result<Reading, serial::SerialError>,
     /// Tells the game what has become of a message, given as it was sent; on a client, the session is
     /// [`Entity::PLACEHOLDER`].
-    pub tell_fate: fn(&mut World, Fate, session: Entity, &[u8]),
+    pub tell_fate: fn(&mut World, Fate, session: Entity, &Letter),
+}
+
+/// What to do with a message that names entities which are not known here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Unknown {
+    /// They may still come.
+    Wait,
+    /// They are nobody.
+    Placeholder,
+}
+
+/// What became of a message that came.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Reading {
+    /// The game has it.
+    Told,
+    /// It is not told yet, for lack of these.
+    Waits(SmallVec<[NetId; 2]>),
+}
+
+/// On a server's messages that may name entities: the low bits of the tick of the first snapshot that can tell of all
+/// that was there when it was written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Stamp(u16);
+
+impl Stamp {
+    pub fn of(tick: Tick) -> Self {
+        Self(tick.0 as u16)
+    }
+
+    /// Whether a client that has been told all up to `tick` lacks something that it will still be told. Holds for five
+    /// minutes at a hundred ticks a second; a message that is older than that waits for nothing or for a moment.
+    pub fn is_newer_than(self, tick: Tick) -> bool {
+        (self.0.wrapping_sub(tick.0 as u16)).cast_signed() > 0
+    }
+
+    /// The stamp before a message's value, and the value.
+    pub fn split(bytes: &[u8]) -> Option<(Self, &[u8])> {
+        let (stamp, value) = bytes.split_first_chunk()?;
+        Some((Self(u16::from_le_bytes(*stamp)), value))
+    }
 }
 
 /// What has become of a message.
@@ -167,6 +223,7 @@ pub(crate) struct MessageRule<M> {
     id: u16,
     pub channel: Channel,
     map: fn(&mut M, &mut MapEntity),
+    is_mapped: bool,
 }
 
 /// Maps an entity of one side to the other's.
@@ -184,10 +241,11 @@ impl EntityMapper for Mapper<'_, '_> {
 }
 
 impl<M: NetMessage> MessageRule<M> {
-    /// The message as it travels: its number, then its value.
+    /// The message as it travels: its number, its stamp if it is a server's and may name entities, and its value.
     pub fn encode(
         &self,
         message: &M,
+        stamp: Option<Stamp>,
         nets: &dyn Fn(Entity) -> Option<NetId>,
     ) -> Result<Letter, serial::SerialError> {
         let mut message = message.clone();
@@ -195,24 +253,27 @@ impl<M: NetMessage> MessageRule<M> {
         (self.map)(&mut message, &mut |entity| to_net.get_mapped(entity));
         let mut bytes = Vec::new();
         serial::encode(&self.id, &mut bytes)?;
+        if let Some(Stamp(stamp)) = stamp.filter(|_| self.is_mapped) {
+            bytes.extend_from_slice(&stamp.to_le_bytes());
+        }
+        let value_at = bytes.len();
         serial::encode(&message, &mut bytes)?;
         Ok(Letter {
             id: self.id,
             body: SharedBytes::new(bytes),
+            value_at,
         })
     }
 
-    /// The value after the number.
+    /// Makes a message of its value; `unknown` hears of entities that are not known here.
     pub fn decode(
         &self,
         bytes: &[u8],
         locals: &dyn Fn(NetId) -> Option<Entity>,
+        unknown: &mut dyn FnMut(NetId),
     ) -> Result<M, serial::SerialError> {
         let mut message = serial::decode(bytes)?;
-        let mut from_net = FromNet {
-            locals,
-            unknown: &mut |_| {},
-        };
+        let mut from_net = FromNet { locals, unknown };
         (self.map)(&mut message, &mut |entity| from_net.get_mapped(entity));
         Ok(message)
     }
@@ -227,8 +288,9 @@ pub(crate) fn split(bytes: &[u8]) -> Result<(usize, &[u8]), serial::SerialError>
 pub(crate) fn register<M: NetMessage>(
     app: &mut App,
     channel: Channel,
-    map: fn(&mut M, &mut MapEntity),
+    map: Option<fn(&mut M, &mut MapEntity)>,
 ) -> u16 {
+    let is_mapped = map.is_some();
     let entry = MessageEntry {
         name: type_name::<M>(),
         channel,
@@ -243,16 +305,24 @@ pub(crate) fn register<M: NetMessage>(
         traffic: Traffic::Messages,
         importance: Importance::Normal,
         has_receipts: false,
+        is_mapped,
         tell_fate: tell_fate::<M>,
     };
     let id = Registry::push_message(app, entry);
-    app.insert_resource(MessageRule::<M> { id, channel, map });
+    app.insert_resource(MessageRule::<M> {
+        id,
+        channel,
+        map: map.unwrap_or(|_, _| {}),
+        is_mapped,
+    });
     id
 }
 
 /// Tells the game what has become of a message.
-fn tell_fate<M: NetMessage>(world: &mut World, fate: Fate, session: Entity, bytes: &[u8]) {
-    let message = split(bytes).and_then(|(_, body)| serial::decode::<M>(body));
+fn tell_fate<M: NetMessage>(world: &mut World, fate: Fate, session: Entity, letter: &Letter) {
+    let rule = world.resource::<MessageRule<M>>();
+    let own = |net| own_entity(world, net);
+    let message = rule.decode(letter.value(), &own, &mut |_| {});
     match (message, fate) {
         (Ok(message), Fate::Delivered) => {
             world.write_message(Delivered { session, message });
@@ -264,7 +334,24 @@ fn tell_fate<M: NetMessage>(world: &mut World, fate: Fate, session: Entity, byte
     }
 }
 
-/// Tells the game of messages that had to make room for newer ones.
+/// The entity of this app that has this name on the network.
+fn own_entity(world: &World, net: NetId) -> Option<Entity> {
+    #[cfg(not(target_family = "wasm"))]
+    if let Some(replication) = world.get_resource::<server::collect::Replication>() {
+        return replication.entity(net);
+    }
+    world.get_resource::<Mirror>()?.entity(net)
+}
+
+/// Tells the game of a message that will not be heard.
+pub(crate) fn tell_dropped(world: &mut World, session: Entity, letter: &Letter) {
+    let messages = &world.resource::<Registry>().messages;
+    if let Some(entry) = messages.get(usize::from(letter.id)) {
+        (entry.tell_fate)(world, Fate::Dropped, session, letter);
+    }
+}
+
+/// Tells the game of messages that will not be heard, or had to make room for newer ones.
 pub(crate) fn give_back(
     commands: &mut Commands,
     registry: &Registry,
@@ -275,7 +362,7 @@ pub(crate) fn give_back(
         if let Some(entry) = registry.messages.get(usize::from(letter.id)) {
             let tell_fate = entry.tell_fate;
             commands.queue(move |world: &mut World| {
-                tell_fate(world, Fate::Dropped, session, letter.body.bytes());
+                tell_fate(world, Fate::Dropped, session, &letter);
             });
         }
     }

@@ -18,6 +18,7 @@ use renet::{ChannelConfig, ConnectionConfig, RenetClient, SendType};
 
 use crate::message::{MAX_CLIENT_MESSAGE_BYTES, MAX_SERVER_MESSAGE_BYTES};
 use crate::protocol::acks::{self, AckTracker, Header, Received, is_newer};
+use crate::protocol::handshake::DisconnectReason;
 use crate::transport::filter::RenetFilter;
 use crate::transport::{Delivery, SharedBytes, quietly};
 use crate::wire::serial;
@@ -38,16 +39,18 @@ const SERVER_CHANNEL_BYTES: usize = 5 << 20;
 /// Unacknowledged messages are sent again after this. Longer than most round trips, so that few are sent twice.
 const RESEND_TIME: Duration = Duration::from_millis(200);
 /// Bytes of messages in packets per client and send: a 1 MiB message takes about 15 sends, and leaves room for others.
-const PACKET_BYTES_PER_SEND: u64 = 60_000;
+/// An unreliable message goes at once or not at all, so the largest must fit.
+const PACKET_BYTES_PER_SEND: u64 = 64 << 10;
 /// Bytes that may wait at a stream when messages are added, and one larger message: 1.5 MB/s at 30 sends a second.
 const STREAM_BYTES: usize = 48 << 10;
 /// The same for a stream that has proved to be fast. With a snapshot, it still fits what a transport lets wait.
 const FAST_STREAM_BYTES: usize = 2 * STREAM_BYTES;
 /// It is fast if it sends so much between two times: more than disappears in the system's buffers.
 const MUCH_SENT: usize = 36 << 10;
-/// On streams, unreliable messages that wait have at most so many bytes, or are one that is larger. Newer ones push out
-/// older ones.
+/// Unreliable messages that wait have at most so many bytes, or are one that is larger. Newer ones push out older ones.
 const UNRELIABLE_BYTES: usize = 60_000;
+/// In packets, unreliable messages have at most so many bytes in a send, or are one that is larger: half of what there is.
+const UNRELIABLE_BYTES_PER_SEND: usize = PACKET_BYTES_PER_SEND as usize / 2;
 /// Larger messages go over streams in parts of so many bytes: two seconds' worth of a link of 16 kB/s.
 const PART_BYTES: usize = 32 << 10;
 /// With so little before it, a stream is always given one more.
@@ -124,6 +127,11 @@ enum Messages {
 struct Packets {
     renet: RenetClient,
     filter: RenetFilter,
+    /// Unreliable messages that wait: renet would drop what does not fit a send.
+    unreliable: VecDeque<Bytes>,
+    unreliable_bytes: usize,
+    /// An unreliable message has taken most of a send. The next is for those that are reliable.
+    owes_reliable: bool,
     /// Something arrived that renet should acknowledge.
     owes_acks: bool,
     has_new_messages: bool,
@@ -227,7 +235,9 @@ impl Queue {
 impl Packets {
     fn new(side: Side) -> Self {
         let channels = |max_memory_usage_bytes| -> Vec<_> {
-            (0..CHANNELS)
+            // renet serves them in this order, and what is unreliable cannot wait there.
+            [UNRELIABLE_CHANNEL, CONTROL_CHANNEL, 1, 2]
+                .into_iter()
                 .map(|channel_id| ChannelConfig {
                     channel_id,
                     max_memory_usage_bytes,
@@ -267,6 +277,9 @@ impl Packets {
         Self {
             renet,
             filter,
+            unreliable: VecDeque::new(),
+            unreliable_bytes: 0,
+            owes_reliable: false,
             owes_acks: false,
             has_new_messages: false,
         }
@@ -291,12 +304,41 @@ impl Packets {
     }
 
     fn send(&mut self, channel: u8, message: Bytes) -> bool {
+        if channel == UNRELIABLE_CHANNEL {
+            while self.unreliable_bytes + message.len() > UNRELIABLE_BYTES
+                && let Some(dropped) = self.unreliable.pop_front()
+            {
+                self.unreliable_bytes -= dropped.len();
+            }
+            self.unreliable_bytes += message.len();
+            self.unreliable.push_back(message);
+            return true;
+        }
         if !self.renet.can_send_message(channel, message.len()) {
             return false;
         }
         self.renet.send_message(channel, message);
         self.has_new_messages = true;
         true
+    }
+
+    /// Hands renet the unreliable messages of one send.
+    fn pump_unreliable(&mut self, side: Side) {
+        if std::mem::take(&mut self.owes_reliable) && self.has_something_to_say(side) {
+            return;
+        }
+        let mut bytes = 0;
+        while let Some(next) = self.unreliable.front()
+            && (bytes == 0 || bytes + next.len() <= UNRELIABLE_BYTES_PER_SEND)
+            && let Some(message) = self.unreliable.pop_front()
+        {
+            bytes += message.len();
+            // It warns of messages that are easily lost.
+            quietly(|| self.renet.send_message(UNRELIABLE_CHANNEL, message));
+            self.has_new_messages = true;
+        }
+        self.unreliable_bytes -= bytes;
+        self.owes_reliable = bytes > UNRELIABLE_BYTES_PER_SEND;
     }
 
     /// Whether messages have to be sent, sent again, or acknowledged. renet answers every packet, also one that only
@@ -311,6 +353,7 @@ impl Packets {
     }
 
     fn take_packets(&mut self, side: Side) -> Vec<Vec<u8>> {
+        self.pump_unreliable(side);
         let packets = match self.has_something_to_say(side) {
             true => self.renet.get_packets_to_send(),
             false => Vec::new(),
@@ -538,6 +581,11 @@ impl Peer {
         Ok(())
     }
 
+    /// The number of the newest datagram from which a snapshot was shown.
+    pub fn newest_snapshot(&self) -> Option<u16> {
+        self.newest_snapshot
+    }
+
     /// The next message that arrived on a channel.
     pub fn next_message(&mut self, channel: u8) -> Option<Bytes> {
         match &mut self.messages {
@@ -685,8 +733,12 @@ impl Peer {
         to.send(&self.outgoing);
     }
 
-    /// A datagram that says why this is the last one. Nobody acknowledges it; send it a few times.
-    pub fn goodbye(&mut self, now: Duration, reason: &[u8], to: &mut impl Carrier) {
+    /// A datagram that says why this is the last one, as far as it fits. Nobody acknowledges it; send it a few times.
+    pub fn goodbye(&mut self, now: Duration, reason: &DisconnectReason, to: &mut impl Carrier) {
+        let mut bytes = Vec::new();
+        if serial::encode(&reason.shortened(), &mut bytes).is_err() {
+            return;
+        }
         let times = match self.messages {
             Messages::InPackets(_) => GOODBYES,
             Messages::AsChunks(_) => 1,
@@ -694,7 +746,7 @@ impl Peer {
         let now = to.clock(now);
         for _ in 0..times {
             self.start_datagram(now);
-            self.chunk(ChunkKind::Goodbye, reason);
+            self.chunk(ChunkKind::Goodbye, &bytes);
             to.send(&self.outgoing);
         }
     }

@@ -1,6 +1,7 @@
 //! What travels between server and clients: registered once, by the same function on both sides.
 
 use std::any::{TypeId, type_name};
+use std::cell::Cell;
 use std::marker::PhantomData;
 use std::sync::Arc;
 
@@ -128,12 +129,15 @@ impl<'a> Protocol<'a> {
     ///
     /// When `M` is registered twice, or when the app already runs.
     pub fn add_message<M: NetMessage>(self, channel: Channel) -> MessageRegistration<'a> {
-        let id = message::register::<M>(self.app, channel, |_, _| {});
+        let id = message::register::<M>(self.app, channel, None);
         MessageRegistration { app: self.app, id }
     }
 
     /// Like [`Self::add_message`], for messages that name entities: those are mapped to the receiver's own, and to
     /// [`Entity::PLACEHOLDER`] where the receiver does not have them.
+    ///
+    /// A client that is still to be told of an entity keeps the message back until it is, and with it what comes after it
+    /// on [`Channel::ReliableOrdered`]: for two seconds at most.
     ///
     /// # Panics
     ///
@@ -142,7 +146,7 @@ impl<'a> Protocol<'a> {
         self,
         channel: Channel,
     ) -> MessageRegistration<'a> {
-        let id = message::register::<M>(self.app, channel, message::map_entities);
+        let id = message::register::<M>(self.app, channel, Some(message::map_entities));
         MessageRegistration { app: self.app, id }
     }
 }
@@ -343,6 +347,19 @@ impl<'a, I: NetInput> InputRegistration<'a, I> {
         self
     }
 
+    /// For inputs that name entities: each side finds its own, and [`Entity::PLACEHOLDER`] where there is none (any
+    /// more). Without it, entities in inputs mean nothing at the other side.
+    pub fn map_entities(self) -> Self
+    where
+        I: MapEntities,
+    {
+        self.app
+            .world_mut()
+            .resource_mut::<input::InputRule<I>>()
+            .map = Some(message::map_entities);
+        self
+    }
+
     /// Ends this registration; the app is free for others.
     pub fn protocol(self) -> Protocol<'a> {
         Protocol { app: self.app }
@@ -362,6 +379,8 @@ impl<'a, I: NetInput> InputRegistration<'a, I> {
 pub(crate) struct ComponentRule<C> {
     pub id: ComponentId,
     codec: Codec<C>,
+    /// It means nothing without the entity that it names.
+    is_relationship: bool,
     pub predicted: bool,
     differs: Option<fn(&C, &C) -> bool>,
     pub interpolation: Option<Interpolation<C>>,
@@ -457,7 +476,16 @@ impl<C: Component + Clone> ComponentRule<C> {
             }
             Codec::Serialized { encode, .. } => {
                 let mut value = value.clone();
-                C::map_entities(&mut value, &mut ToNet { nets });
+                let is_unknown = Cell::new(false);
+                let find = |entity| {
+                    let net = nets(entity);
+                    is_unknown.set(is_unknown.get() || net.is_none());
+                    net
+                };
+                C::map_entities(&mut value, &mut ToNet { nets: &find });
+                if self.is_relationship && is_unknown.get() {
+                    return archive.remove(tick, net, self.id);
+                }
                 scratch.clear();
                 match encode(&value, scratch) {
                     Ok(()) => archive.set_bytes(tick, net, self.id, scratch),
@@ -574,6 +602,33 @@ impl<C: Component + Clone> ComponentRule<C> {
     }
 }
 
+/// How this app finds network ids of its entities, and the other way around. Whoever replicates says so.
+#[derive(Resource, Clone, Copy)]
+pub(crate) struct Naming {
+    pub nets: fn(&World, Entity) -> Option<NetId>,
+    pub locals: fn(&World, NetId) -> Option<Entity>,
+}
+
+impl Naming {
+    /// What travels in the place of an entity.
+    pub fn to_net(world: &World, entity: Entity) -> Entity {
+        let naming = world.get_resource::<Self>();
+        let nets = |entity| (naming?.nets)(world, entity);
+        ToNet { nets: &nets }.get_mapped(entity)
+    }
+
+    /// The entity of this app for what has travelled.
+    pub fn from_net(world: &World, reference: Entity) -> Entity {
+        let naming = world.get_resource::<Self>();
+        let locals = |net| (naming?.locals)(world, net);
+        let mut from_net = FromNet {
+            locals: &locals,
+            unknown: &mut |_| {},
+        };
+        from_net.get_mapped(reference)
+    }
+}
+
 /// Maps entities of this app to their network ids, on the way out.
 pub(crate) struct ToNet<'a> {
     pub nets: &'a dyn Fn(Entity) -> Option<NetId>,
@@ -582,7 +637,7 @@ pub(crate) struct ToNet<'a> {
 impl EntityMapper for ToNet<'_> {
     fn get_mapped(&mut self, source: Entity) -> Entity {
         (self.nets)(source)
-            .and_then(|net| Entity::from_raw_u32(net.0))
+            .and_then(reference_to)
             .unwrap_or(Entity::PLACEHOLDER)
     }
 
@@ -600,7 +655,9 @@ impl EntityMapper for FromNet<'_> {
         if source == Entity::PLACEHOLDER {
             return source;
         }
-        let net = NetId(source.index_u32());
+        let Some(net) = referred_to(source) else {
+            return Entity::PLACEHOLDER;
+        };
         (self.locals)(net).unwrap_or_else(|| {
             (self.unknown)(net);
             Entity::PLACEHOLDER
@@ -608,6 +665,36 @@ impl EntityMapper for FromNet<'_> {
     }
 
     fn set_mapped(&mut self, _: Entity, _: Entity) {}
+}
+
+/// Network ids travel in the place of entities, whose codec writes their 64 bits with as many bytes as they need.
+///
+/// ```text
+/// 2 (index + 1)                     of generation 0: 1 byte up to index 124, 3 up to 32,766, 5 above
+/// 2 (generation << 16 | index) + 1  where both are small: 5 bytes
+/// generation << 32 | index + 1      otherwise: 9 bytes
+/// ```
+fn reference_to(net: NetId) -> Option<Entity> {
+    let (index, generation) = (u64::from(net.index()), u64::from(net.generation()));
+    let bits = match (index, generation) {
+        (0..0x7fff_ffff, 0) => 2 * (index + 1),
+        (0..=0xffff, 1..=0x7fff) => 2 * (generation << 16 | index) + 1,
+        (0..0xffff_ffff, 1..) => generation << 32 | (index + 1),
+        // The archive has no room for so many.
+        _ => return None,
+    };
+    Entity::try_from_bits(bits)
+}
+
+fn referred_to(reference: Entity) -> Option<NetId> {
+    let bits = reference.to_bits();
+    let (low, high) = (bits as u32, (bits >> 32) as u32);
+    let (index, generation) = match (low % 2, high) {
+        (0, 0) => ((low / 2).checked_sub(1)?, 0),
+        (_, 0) => (low / 2 & 0xffff, low / 2 >> 16),
+        _ => (low.checked_sub(1)?, high),
+    };
+    Some(NetId::new(index, generation))
 }
 
 /// Everything that is registered, in order. Shared lists, so that one can be walked while the world is changed.
@@ -652,6 +739,9 @@ impl Registry {
                     entity.insert(value);
                 }
             });
+            app.world_mut()
+                .resource_mut::<ComponentRule<ChildOf>>()
+                .is_relationship = true;
             register_component::<SpawnKey>(app, |entity, value| {
                 entity.insert(value);
             });
@@ -761,6 +851,7 @@ where
             encode: serial::encode::<C>,
             decode: serial::decode::<C>,
         },
+        is_relationship: false,
         predicted: false,
         differs: None,
         interpolation: None,
@@ -777,4 +868,52 @@ fn without_crates(type_name: &str) -> String {
         .split_inclusive(['<', '>', '(', ')', '[', ']', ',', ';', '&', ' '])
         .map(|path| path.split_once("::").map_or(path, |(_, rest)| rest))
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn len(net: NetId) -> usize {
+        let mut bytes = Vec::new();
+        serial::encode(&reference_to(net), &mut bytes).unwrap();
+        bytes.len() - 1 // the option's own
+    }
+
+    #[test]
+    fn references_are_short() {
+        assert_eq!(len(NetId::new(0, 0)), 1);
+        assert_eq!(len(NetId::new(124, 0)), 1);
+        assert_eq!(len(NetId::new(32_000, 0)), 3);
+        assert_eq!(len(NetId::new(1_000_000, 0)), 5);
+        assert_eq!(len(NetId::new(65_535, 32_767)), 5);
+        assert_eq!(len(NetId::new(65_535, 32_768)), 9);
+    }
+
+    fn any_u32() -> impl Strategy<Value = u32> {
+        prop_oneof![0..300u32, 0x7ff0..0x1_0010u32, any::<u32>()]
+    }
+
+    proptest! {
+        #[test]
+        fn a_reference_names_whom_it_was_made_for(index in any_u32(), generation in any_u32()) {
+            let net = NetId::new(index, generation);
+            match reference_to(net) {
+                Some(reference) => {
+                    prop_assert_ne!(reference, Entity::PLACEHOLDER);
+                    prop_assert_eq!(referred_to(reference), Some(net));
+                }
+                None => prop_assert!(index >= 0x7fff_ffff),
+            }
+        }
+
+        #[test]
+        fn any_reference_can_be_read(bits: u64) {
+            if let Some(reference) = Entity::try_from_bits(bits) {
+                referred_to(reference);
+            }
+        }
+    }
 }

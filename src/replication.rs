@@ -11,6 +11,9 @@ use crate::tick::Tick;
 /// Put it on entities of the server; registered components, [`OwnedBy`], [`PredictedBy`] and `ChildOf` follow, as
 /// long as the entity is [in view](crate::rooms::InRoom). Children are replicated when they are marked themselves.
 /// Removing it, or despawning the entity, removes the copies. The copies carry it too.
+///
+/// An entity that Bevy's default query filters hide (`Disabled`, or a component that the game registers as such) is
+/// replicated like any other: its copies stay, and follow what happens to it.
 #[derive(Component, Clone, Copy, Debug, Default)]
 pub struct Replicated;
 
@@ -45,7 +48,7 @@ pub struct Predicted;
 #[derive(Component, Clone, Copy, Debug, Default)]
 pub struct Interpolated;
 
-/// Weight of an entity against others when not everything fits a snapshot. 1 when absent.
+/// Weight of an entity against others when not everything fits a snapshot. 1 when absent. It may be changed at any time.
 ///
 /// An entity's claim grows with its priority for every tick that it waits, so nothing starves.
 #[derive(Component, Clone, Copy, Debug, PartialEq)]

@@ -9,9 +9,9 @@ use crate::tick::Tick;
 /// One network frame, in the order data flows.
 #[derive(SystemSet, Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum TandemSystems {
-    /// Transport bytes become typed messages ([`PreUpdate`]).
+    /// Transport bytes become snapshots and queued inputs; on a server, also messages ([`PreUpdate`]).
     Receive,
-    /// Messages become confirmed state and queued inputs ([`PreUpdate`]).
+    /// On a client, snapshots become the world, and then what came with them becomes messages ([`PreUpdate`]).
     Apply,
     /// The tick's inputs are put on the entities that they steer ([`FixedPreUpdate`]). A client's game writes
     /// [`LocalInput`](crate::input::LocalInput) before this.

@@ -23,6 +23,9 @@ impl fmt::Display for SessionId {
 }
 
 /// A player's presence: an entity on the server.
+///
+/// A game that despawns it, or takes this component off, ends the session for its client at once, which is told so as by a
+/// [`Kick`]. [`SessionLeft`] comes in that case while the entity is still there to be looked at.
 #[derive(Component, Clone, Debug)]
 pub struct Session {
     /// Its number.
@@ -67,7 +70,9 @@ pub struct SessionReturned {
     pub lost: u64,
 }
 
-/// A player has left. The session entity and all that it [owns](crate::replication::Owns) are despawned after this.
+/// A player has left. The session entity and all that it [owns](crate::replication::Owns) are despawned after this, and
+/// after the commands of those who observe it: what is [owned by](crate::replication::OwnedBy) somebody else then, or by
+/// nobody, stays.
 #[derive(EntityEvent, Clone, Debug)]
 pub struct SessionLeft {
     /// The session.
@@ -83,7 +88,7 @@ pub struct SessionLeft {
 pub struct Kick {
     /// Whom.
     pub session: Entity,
-    /// Shown to the player.
+    /// Shown to the player: the first [`MAX_REASON_BYTES`](crate::protocol::handshake::MAX_REASON_BYTES) of it.
     pub reason: String,
 }
 
@@ -93,7 +98,8 @@ pub struct Kick {
 pub struct Ban {
     /// Whom.
     pub session: Entity,
-    /// Shown to the player, now and when they try again.
+    /// Shown to the player, now and when they try again: the first
+    /// [`MAX_REASON_BYTES`](crate::protocol::handshake::MAX_REASON_BYTES) of it.
     pub reason: String,
     /// For how long.
     pub duration: Duration,

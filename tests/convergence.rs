@@ -1,18 +1,18 @@
 //! Whatever the network does, every client ends up with exactly what it should see.
 //!
 //! A server (an archive, one view per client) and its clients (replicas) over links that lose, reorder, duplicate and
-//! fall silent. Worlds, operations, budgets and links are random, from a seed; a failure names it:
+//! fall silent, with snapshots that clients must refuse and views that start over. Worlds, operations, budgets and links are random, from a seed; a failure names it:
 //!
 //!     CONVERGENCE_SEED=123 cargo test --test convergence random_worlds_converge
 //!
 //! `CONVERGENCE_CASES` sets the number of worlds (default 3,000).
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::rc::Rc;
 
 use bevy_tandem::protocol::archive::{Archive, PartitionId};
 use bevy_tandem::protocol::layout::{ComponentId, Layout, Layouts, Meta, NetId, PredictedBy};
-use bevy_tandem::protocol::replica::{Change, Replica, ReplicaEntity, ValueRef};
+use bevy_tandem::protocol::replica::{Change, Replica, ReplicaEntity, SnapshotError, ValueRef};
 use bevy_tandem::protocol::view::{ApartValue, BlockCache, Encoded, SnapshotBudget, View};
 use bevy_tandem::tick::{Tick, Ticks};
 use bevy_tandem::wire::bits::BitWriter;
@@ -89,6 +89,10 @@ struct Client {
     taken: VecDeque<u16>,
     /// What a game would have: built of nothing but the changes that it is told.
     mirror: BTreeMap<NetId, Entity>,
+    /// Those of it that the server has not named since it started over.
+    unconfirmed: BTreeSet<NetId>,
+    /// How often it may still start over at its client's request, as the server limits that.
+    next_resync: Tick,
     changes: Vec<Change>,
     /// What was seen at past sends.
     saw: HashMap<Tick, Vec<PartitionId>>,
@@ -101,14 +105,23 @@ struct Link {
     rng: Rng,
     loss: f32,
     duplication: f32,
+    /// Share of the snapshots that come with their ends cut off, though the datagram is whole.
+    breakage: f32,
     latency: u32,
     jitter: u32,
     /// Until these ticks, nothing comes through.
     down_until: Tick,
     up_until: Tick,
     down: Vec<(Tick, u16, Rc<[u8]>)>,
-    up: Vec<(Tick, Vec<u16>)>,
+    up: Vec<(Tick, Up)>,
     messages: VecDeque<(Tick, ApartValue)>,
+}
+
+/// What a client says.
+#[derive(Clone)]
+struct Up {
+    acks: Vec<u16>,
+    resync: Option<u8>,
 }
 
 impl Link {
@@ -117,6 +130,7 @@ impl Link {
             rng: Rng::with_seed(0),
             loss: 0.0,
             duplication: 0.0,
+            breakage: 0.0,
             latency: 1,
             jitter: 0,
             down_until: Tick(0),
@@ -132,6 +146,7 @@ impl Link {
             rng: rng.fork(),
             loss: [0.0, 0.05, 0.2, 0.5][rng.usize(..4)],
             duplication: [0.0, 0.1][rng.usize(..2)],
+            breakage: [0.0, 0.0, 0.02, 0.2][rng.usize(..4)],
             latency: rng.u32(0..8),
             jitter: [0, 1, 6][rng.usize(..3)],
             down_until: now,
@@ -161,11 +176,11 @@ impl Link {
         }
     }
 
-    fn send_up(&mut self, now: Tick, acks: Vec<u16>) {
+    fn send_up(&mut self, now: Tick, what: Up) {
         for _ in 0..self.copies() {
             if !self.is_lost(now, self.up_until) {
                 let due = self.arrival(now);
-                self.up.push((due, acks.clone()));
+                self.up.push((due, what.clone()));
             }
         }
     }
@@ -208,6 +223,8 @@ impl Client {
             newest_seq: None,
             taken: VecDeque::new(),
             mirror: BTreeMap::new(),
+            unconfirmed: BTreeSet::new(),
+            next_resync: server.tick,
             changes: Vec::new(),
             saw: HashMap::new(),
             last: Encoded::default(),
@@ -238,10 +255,18 @@ impl Client {
                 continue; // neither read nor acknowledged
             }
             self.newest_seq = Some(seq);
-            let taken = self
-                .replica
-                .handle_snapshot(now, &bytes, &mut self.changes)
-                .unwrap_or_else(|error| panic!("at {now}, datagram {seq}: {error}"));
+            let is_broken = self.link.rng.f32() < self.link.breakage;
+            if is_broken {
+                self.refuse(now, &bytes);
+                continue;
+            }
+            let is_given_up = self.replica.resync_epoch();
+            let taken = match self.replica.handle_snapshot(now, &bytes, &mut self.changes) {
+                Ok(taken) => taken,
+                Err(SnapshotError::GivenUp) if is_given_up.is_some() => continue,
+                Err(error) => panic!("at {now}, datagram {seq}: {error}"),
+            };
+            assert_eq!(self.replica.resync_epoch(), None, "it goes on");
             self.follow_changes();
             self.taken.push_back(seq);
             self.taken.retain(|old| seq.wrapping_sub(*old) < 32);
@@ -249,6 +274,9 @@ impl Client {
             if taken.complete {
                 let seen = visible(&past[&tick], &self.saw[&tick]);
                 self.assert_has(seen, &format!("a complete snapshot of {tick}"));
+                for net in std::mem::take(&mut self.unconfirmed) {
+                    self.mirror.remove(&net);
+                }
             }
         }
         for (net, copy) in self.replica.entities() {
@@ -262,14 +290,43 @@ impl Client {
             );
         }
         if self.newest_seq.is_some() {
-            self.link.send_up(now, self.taken.iter().copied().collect());
+            let what = Up {
+                acks: self.taken.iter().copied().collect(),
+                resync: self.replica.resync_epoch(),
+            };
+            self.link.send_up(now, what);
         }
+    }
+
+    /// A snapshot of which only a part is there: nothing of it must be seen.
+    fn refuse(&mut self, now: Tick, bytes: &[u8]) {
+        let state = |replica: &Replica| {
+            let mut entities: Vec<_> = replica
+                .entities()
+                .map(|(net, copy)| (net, format!("{copy:?}")))
+                .collect();
+            entities.sort();
+            (entities, replica.newest(), replica.newest_complete())
+        };
+        let before = state(&self.replica);
+        let part = &bytes[..self.link.rng.usize(..bytes.len())];
+        let outcome = self.replica.handle_snapshot(now, part, &mut self.changes);
+        assert!(outcome.is_err(), "half a snapshot is none");
+        assert_eq!(self.changes, [], "nothing of it is told");
+        assert_eq!(state(&self.replica), before, "nothing of it is kept");
+        assert!(self.replica.resync_epoch().is_some());
     }
 
     fn follow_changes(&mut self) {
         for change in self.changes.drain(..) {
             match change {
+                Change::StartedOver => {
+                    self.unconfirmed = self.mirror.keys().copied().collect();
+                }
                 Change::Spawned(net) => {
+                    if self.unconfirmed.remove(&net) {
+                        self.mirror.remove(&net);
+                    }
                     let meta = self.replica.entity(net).map(|copy| copy.meta);
                     let spawned = Entity {
                         meta: meta.unwrap_or_default(),
@@ -484,12 +541,27 @@ impl Server {
         self.archive.reclaim(known_everywhere);
     }
 
+    /// As the server's plugin does it.
+    fn start_over_who_is_behind(&mut self) {
+        for client in &mut self.clients {
+            if client.view.is_left_behind(&self.archive, self.tick) {
+                client.view.start_over(&self.archive, self.tick);
+            }
+        }
+    }
+
     fn exchange(&mut self) {
         for client in &mut self.clients {
             client.receive(self.tick, &self.past);
-            for acks in take_due(&mut client.link.up, self.tick) {
-                for seq in acks {
+            for up in take_due(&mut client.link.up, self.tick) {
+                for seq in up.acks {
                     client.view.handle_ack(seq);
+                }
+                if up.resync == Some(client.view.epoch())
+                    && !client.next_resync.is_newer_than(self.tick)
+                {
+                    client.next_resync = self.tick + Ticks(10);
+                    client.view.start_over(&self.archive, self.tick);
                 }
             }
         }
@@ -505,6 +577,7 @@ impl Server {
     fn is_settled(&self) -> bool {
         self.clients.iter().all(|client| {
             client.view.exceptions() == 0
+                && client.replica.resync_epoch().is_none()
                 && client.last.complete
                 && client.last.entities == 0
                 && client.link.messages.is_empty()
@@ -515,6 +588,7 @@ impl Server {
     fn settle(&mut self, max_ticks: u32) {
         for client in &mut self.clients {
             client.link.loss = 0.0;
+            client.link.breakage = 0.0;
             client.link.down_until = self.tick;
             client.link.up_until = self.tick;
         }
@@ -675,7 +749,7 @@ impl Game {
             39 if !server.clients.is_empty() => {
                 let client = rng.usize(..server.clients.len());
                 let view = &mut server.clients[client].view;
-                view.resync(&server.archive, server.tick);
+                view.start_over(&server.archive, server.tick);
             }
             40 if rng.u8(..4) == 0 => {
                 if server.partitions.len() > 1 && rng.bool() {
@@ -845,6 +919,213 @@ fn random_worlds_converge_even() {
 #[test]
 fn random_worlds_converge_odd() {
     run_share(1, 2);
+}
+
+#[test]
+fn a_refused_snapshot_is_never_built_upon() {
+    let mut pair = Pair::new();
+    let nets: Vec<_> = (0..20)
+        .map(|_| pair.spawn(PartitionId::GLOBAL, 1.0))
+        .collect();
+    pair.settle(AMPLE);
+    pair.server.despawn(pair.tick, nets[0]);
+    pair.set_text(nets[1], TEXT, b"spear");
+    let news = pair.encode(AMPLE);
+    let part = &news.bytes[..news.bytes.len() - 1];
+    let mut changes = Vec::new();
+    let outcome = pair.replica.handle_snapshot(pair.tick, part, &mut changes);
+    assert!(matches!(outcome, Err(SnapshotError::Malformed(_))));
+    assert_eq!(changes, []);
+    assert_eq!(pair.count(), 20);
+
+    // What comes next in this epoch is refused as well, and the game keeps what it has.
+    let next = pair.encode(AMPLE);
+    let outcome = pair
+        .replica
+        .handle_snapshot(pair.tick, &next.bytes, &mut changes);
+    assert_eq!(outcome, Err(SnapshotError::GivenUp));
+    assert_eq!(pair.replica.resync_epoch(), Some(pair.view.epoch()));
+
+    pair.view.start_over(&pair.server, pair.tick);
+    pair.ack(&next); // of an epoch that is over: it means nothing
+    let anew = pair.encode(AMPLE);
+    let changes = pair.deliver(&anew);
+    assert_eq!(changes.first(), Some(&Change::StartedOver));
+    assert_eq!(pair.replica.resync_epoch(), None);
+    assert_eq!(pair.count(), 19);
+    assert_eq!(pair.text(nets[1], TEXT), Some(b"spear".to_vec()));
+    pair.ack(&anew);
+    pair.settle(AMPLE);
+}
+
+#[test]
+fn a_replica_that_is_full_refuses_and_keeps_what_it_has() {
+    let mut pair = Pair::new();
+    pair.replica = Replica::new(pair.server.layouts().clone(), 3);
+    for _ in 0..3 {
+        pair.spawn(PartitionId::GLOBAL, 1.0);
+    }
+    pair.settle(AMPLE);
+    let extra = pair.spawn(PartitionId::GLOBAL, 1.0);
+    let snapshot = pair.encode(AMPLE);
+    let outcome = pair
+        .replica
+        .handle_snapshot(pair.tick, &snapshot.bytes, &mut Vec::new());
+    assert_eq!(outcome, Err(SnapshotError::TooManyEntities(3)));
+    assert_eq!(pair.count(), 3);
+    pair.server.despawn(pair.tick, extra);
+    pair.view.start_over(&pair.server, pair.tick);
+    pair.settle(AMPLE);
+    assert_eq!(pair.count(), 3);
+}
+
+#[test]
+fn a_component_that_was_removed_and_inserted_again_is_told_as_both_once() {
+    for value in [b"same!", b"other"] {
+        let mut pair = Pair::new();
+        let net = pair.spawn(PartitionId::GLOBAL, 1.0);
+        pair.set_text(net, TEXT, b"same!");
+        let late = pair.spawn(PartitionId::GLOBAL, 1.0);
+        pair.settle(AMPLE);
+        for net in [net, late] {
+            pair.server.remove(pair.tick, net, TEXT);
+            pair.set_text(net, TEXT, value);
+        }
+        let anew = [
+            Change::Removed(net, TEXT),
+            Change::Set(net, TEXT),
+            Change::Set(late, TEXT),
+        ];
+        let first = pair.encode(AMPLE);
+        assert_eq!(pair.deliver(&first), anew);
+        // Unacknowledged, it is told again.
+        let again = pair.encode(AMPLE);
+        assert!(again.encoded.entities > 0);
+        assert_eq!(pair.deliver(&again), []);
+        pair.ack(&again);
+        // Changes in place are no insertions.
+        pair.set_text(net, TEXT, b"third");
+        let third = pair.encode(AMPLE);
+        assert_eq!(pair.deliver(&third), [Change::Set(net, TEXT)]);
+        // Nor is the whole entity, told again.
+        pair.ack(&third);
+        let room = pair.server.add_partition();
+        pair.see(&[PartitionId::GLOBAL, room]);
+        pair.move_to(net, room);
+        let moved = pair.encode(AMPLE);
+        assert_eq!(pair.deliver(&moved), []);
+        // But what happened on the way is.
+        pair.server.remove(pair.tick, net, TEXT);
+        pair.set_text(net, TEXT, b"third");
+        let anew = [Change::Removed(net, TEXT), Change::Set(net, TEXT)];
+        let moved = pair.encode(AMPLE);
+        assert_eq!(pair.deliver(&moved), anew);
+    }
+}
+
+/// A world of entities that name each other. Each knows its own number, and that of whom it names.
+struct Acquaintances {
+    game: Game,
+    next_number: u32,
+}
+
+impl Acquaintances {
+    const NUMBER: ComponentId = ComponentId(0);
+    const NAMES: ComponentId = ComponentId(1);
+
+    fn random(seed: u64) -> Self {
+        let mut game = Game::random(seed);
+        game.server = Server::new(vec![Layout::Bytes; 2], game.server.tick);
+        game.join();
+        Self {
+            game,
+            next_number: 0,
+        }
+    }
+
+    fn operate(&mut self) {
+        let Game { rng, server, .. } = &mut self.game;
+        let nets: Vec<_> = server.world.keys().copied().collect();
+        let any = |rng: &mut Rng| nets.get(rng.usize(..nets.len().max(1))).copied();
+        match rng.u8(..10) {
+            0..=2 => {
+                let net = server.spawn(PartitionId::GLOBAL, Meta::default(), 1.0);
+                let number = self.next_number.to_le_bytes().to_vec();
+                self.next_number += 1;
+                server.set(net, Self::NUMBER, Value::Bytes(number.into()));
+            }
+            3..=5 => {
+                if let Some(net) = any(rng) {
+                    server.despawn(net);
+                }
+            }
+            6..=8 => {
+                if let (Some(net), Some(named)) = (any(rng), any(rng)) {
+                    let Value::Bytes(number) = &server.world[&named].1.components[&Self::NUMBER]
+                    else {
+                        unreachable!("numbers are bytes")
+                    };
+                    let mut bytes = number.to_vec();
+                    bytes.extend(named.index().to_le_bytes());
+                    bytes.extend(named.generation().to_le_bytes());
+                    server.set(net, Self::NAMES, Value::Bytes(bytes.into()));
+                }
+            }
+            _ if server.clients.len() < 4 => self.game.join(),
+            _ => drop(
+                server
+                    .clients
+                    .swap_remove(rng.usize(..server.clients.len())),
+            ),
+        }
+    }
+
+    /// Whom a copy names is whom the server's entity named when it did.
+    fn check(&self) {
+        let number_of = |copy: &ReplicaEntity| match copy.value(Self::NUMBER) {
+            Some(ValueRef::Bytes(bytes)) => Some(bytes.to_vec()),
+            _ => None,
+        };
+        for client in &self.game.server.clients {
+            for (net, copy) in client.replica.entities() {
+                let Some(ValueRef::Bytes(names)) = copy.value(Self::NAMES) else {
+                    continue;
+                };
+                let word = |at: usize| u32::from_le_bytes(names[at..at + 4].try_into().unwrap());
+                let named = client.replica.entity(NetId::new(word(4), word(8)));
+                if let Some(number) = named.and_then(number_of) {
+                    assert_eq!(number, names[..4], "{net:?} names a stranger");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn references_name_no_strangers_whoever_dies_and_joins() {
+    for seed in 0..300 {
+        let _naming = Naming(seed);
+        let mut world = Acquaintances::random(seed);
+        for _ in 0..150 {
+            for _ in 0..world.game.rng.u32(0..=4) {
+                world.operate();
+            }
+            if world
+                .game
+                .server
+                .tick
+                .0
+                .is_multiple_of(world.game.send_interval)
+            {
+                world.game.server.send();
+            }
+            world.game.server.exchange();
+            world.game.server.tick += Ticks(1);
+            world.check();
+        }
+        world.game.server.settle(1_000);
+        world.check();
+    }
 }
 
 /// One client whose snapshots are delivered and acknowledged by hand.
@@ -1067,7 +1348,9 @@ fn an_id_is_not_given_out_again_before_its_despawn_is_told() {
     pair.settle(AMPLE);
     assert!(pair.replica.entity(net).is_none());
     pair.server.reclaim(pair.view.forgotten_before());
-    assert_eq!(pair.spawn(PartitionId::GLOBAL, 1.0), net);
+    let successor = pair.spawn(PartitionId::GLOBAL, 1.0);
+    assert_eq!(successor.index(), net.index());
+    assert_ne!(successor, net, "but it is another entity");
 }
 
 #[test]
@@ -1088,7 +1371,7 @@ fn what_is_hidden_while_it_waits_to_be_sent_again_is_taken_away() {
     let mut pair = Pair::new();
     let net = pair.spawn(PartitionId::GLOBAL, 1.0);
     pair.settle(AMPLE);
-    pair.view.resync(&pair.server, pair.tick);
+    pair.view.start_over(&pair.server, pair.tick);
     pair.see(&[]);
     pair.settle(AMPLE);
     assert!(pair.replica.entity(net).is_none());
@@ -1147,7 +1430,7 @@ fn a_value_that_goes_apart_only_when_crowded_arrives_either_way() {
             let text = pair.text(net, ComponentId(component));
             assert_eq!(text, Some(vec![component; 200]), "with {max_bytes} bytes");
         }
-        pair.view.resync(&pair.server, pair.tick);
+        pair.view.start_over(&pair.server, pair.tick);
     }
 }
 
@@ -1242,6 +1525,187 @@ fn entities_that_never_fit_are_named_and_block_nobody() {
         assert!(snapshot.encoded.oversized.is_some());
     }
     assert!(pair.replica.entity(other).is_some());
+}
+
+/// An entity that fits a whole snapshot of 100 bytes, but not half of one.
+fn broad(pair: &mut Pair) -> NetId {
+    let net = pair.spawn(PartitionId::GLOBAL, 1.0);
+    pair.server
+        .set_words(pair.tick, net, NUMBER, &[u32::MAX; 14]);
+    net
+}
+
+#[test]
+fn an_entity_that_needs_a_snapshot_of_its_own_gets_one_while_others_despawn_in_every_tick() {
+    let fields: Vec<_> = (0..14).map(|_| Field::linear(32)).collect();
+    let wide = Layout::Words([Field::linear(32); 32].into());
+    for is_known_before in [false, true] {
+        let mut pair = Pair::with_layouts(vec![Layout::Words(fields.clone().into()), wide.clone()]);
+        let known = is_known_before.then(|| {
+            let net = pair.spawn(PartitionId::GLOBAL, 1.0);
+            pair.server.set_words(pair.tick, net, NUMBER, &[0; 14]);
+            net
+        });
+        let mut crowd: Vec<_> = (0..3_000)
+            .map(|_| pair.spawn(PartitionId::GLOBAL, 1.0))
+            .collect();
+        pair.settle(1_100);
+        let broad = known.unwrap_or_else(|| broad(&mut pair));
+        pair.server
+            .set_words(pair.tick, broad, NUMBER, &[u32::MAX; 14]);
+        // And one that fits nowhere.
+        let giant = pair.spawn(PartitionId::GLOBAL, 10.0);
+        pair.server
+            .set_words(pair.tick, giant, TEXT, &[u32::MAX; 32]);
+        let mut is_reported = false;
+        let mut newcomers = Vec::new();
+        for _ in 0..60 {
+            for _ in 0..20 {
+                let gone = crowd.pop().expect("a large crowd");
+                pair.server.despawn(pair.tick, gone);
+            }
+            newcomers.push(pair.spawn(PartitionId::GLOBAL, 0.5));
+            let snapshot = pair.exchange(100);
+            assert!(snapshot.bytes.len() <= 100);
+            is_reported |= snapshot.encoded.oversized == Some(giant);
+            assert_ne!(snapshot.encoded.oversized, Some(broad), "it fits");
+        }
+        let words = pair
+            .replica
+            .entity(broad)
+            .and_then(|copy| copy.value(NUMBER));
+        assert_eq!(words, Some(ValueRef::Words(&[u32::MAX; 14])));
+        assert!(is_reported, "what never fits is named");
+        let arrived = newcomers
+            .iter()
+            .filter(|net| pair.replica.entity(**net).is_some());
+        assert!(arrived.count() > 40, "nothing else starves");
+        assert!(pair.replica.entity(crowd[0]).is_some());
+    }
+}
+
+#[test]
+fn many_that_never_fit_starve_nobody() {
+    let wide = Layout::Words([Field::linear(32); 32].into());
+    let mut pair = Pair::with_layouts(vec![wide, Layout::Bytes]);
+    let giants: Vec<_> = (0..400)
+        .map(|_| {
+            let net = pair.spawn(PartitionId::GLOBAL, 10.0);
+            pair.server
+                .set_words(pair.tick, net, NUMBER, &[u32::MAX; 32]);
+            net
+        })
+        .collect();
+    let others: Vec<_> = (0..400)
+        .map(|_| pair.spawn(PartitionId::GLOBAL, 1.0))
+        .collect();
+    for _ in 0..100 {
+        pair.exchange(100);
+    }
+    for net in others {
+        assert!(pair.replica.entity(net).is_some(), "{net:?} waits");
+    }
+    // With more room, they come.
+    for _ in 0..400 {
+        pair.exchange(1_100);
+    }
+    for net in giants {
+        assert!(pair.replica.entity(net).is_some(), "{net:?} waits");
+    }
+}
+
+#[test]
+fn what_one_has_no_room_for_is_still_shared_by_others() {
+    let mut pair = Pair::new();
+    let nets: Vec<_> = (0..40)
+        .map(|_| pair.spawn(PartitionId::GLOBAL, 1.0))
+        .collect();
+    let mut other = View::new(pair.tick);
+    other.set_partitions(&pair.server, pair.tick, &[PartitionId::GLOBAL]);
+    let mut narrow = View::new(pair.tick);
+    narrow.set_partitions(&pair.server, pair.tick, &[PartitionId::GLOBAL]);
+    let budget = |max_bytes| SnapshotBudget {
+        max_bytes,
+        resend_after: Ticks(8),
+    };
+    for view in [&mut narrow, &mut other] {
+        view.encode(
+            &pair.server,
+            pair.tick,
+            0,
+            None,
+            budget(AMPLE),
+            &mut BlockCache::default(),
+            &mut BitWriter::new(),
+            &mut Vec::new(),
+        );
+        view.handle_ack(0);
+    }
+    pair.tick += Ticks(1);
+    for &net in &nets {
+        pair.set_text(net, TEXT, &[7; 20]);
+    }
+    let mut cache = BlockCache::default();
+    let mut encode = |view: &mut View, max_bytes| {
+        let mut out = BitWriter::new();
+        view.encode(
+            &pair.server,
+            pair.tick,
+            1,
+            None,
+            budget(max_bytes),
+            &mut cache,
+            &mut out,
+            &mut Vec::new(),
+        )
+    };
+    let cut = encode(&mut narrow, 60);
+    assert!(!cut.complete);
+    let whole = encode(&mut other, AMPLE);
+    assert!(whole.complete);
+    assert_eq!(whole.entities, 40);
+    assert_eq!(cache.shared(), 1, "encoded once for all who have room");
+}
+
+#[test]
+fn a_client_that_never_acknowledges_makes_nobody_remember_for_ever() {
+    let layouts = vec![Layout::Words([Field::linear(16)].into()), Layout::Bytes];
+    let mut server = Server::new(layouts, Tick(0));
+    let budget = SnapshotBudget {
+        max_bytes: 1_100,
+        resend_after: Ticks(8),
+    };
+    let silent = server.join(Link::perfect(), budget, &[PartitionId::GLOBAL]);
+    server.join(Link::perfect(), budget, &[PartitionId::GLOBAL]);
+    let mut nets: Vec<_> = (0..100)
+        .map(|_| server.spawn(PartitionId::GLOBAL, Meta::default(), 1.0))
+        .collect();
+    server.clients[silent].link.up_until = Tick(u32::MAX / 2);
+    let mut most = (0, 0);
+    for tick in 0..6_000u32 {
+        for _ in 0..2 {
+            server.despawn(nets.remove(0));
+            let net = server.spawn(PartitionId::GLOBAL, Meta::default(), 1.0);
+            server.set(net, NUMBER, Value::Words([tick & 0xffff].into()));
+            nets.push(net);
+        }
+        server.step();
+        server.start_over_who_is_behind();
+        let now = server.tick;
+        let is_recent = |tick: &Tick| now.distance_from(*tick) < 3_000;
+        server.past.retain(|tick, _| is_recent(tick));
+        for client in &mut server.clients {
+            client.saw.retain(|tick, _| is_recent(tick));
+        }
+        let exceptions = server.clients[silent].view.exceptions();
+        most = (most.0.max(server.archive.retired()), most.1.max(exceptions));
+    }
+    // Two despawns a tick, and 1,200 ticks of patience.
+    assert!(most.0 <= 2 * 1_300, "{} ids wait", most.0);
+    assert!(most.1 <= 3 * 1_300, "{} exceptions", most.1);
+    // What it was shown is right all the same, and it goes on once it answers.
+    server.clients[silent].link.up_until = server.tick;
+    server.settle(200);
 }
 
 #[test]

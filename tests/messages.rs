@@ -274,7 +274,7 @@ fn a_large_server_message_arrives_whole() {
 }
 
 #[test]
-fn what_is_written_without_a_connection_is_dropped() {
+fn what_is_written_without_a_connection_is_heard_by_nobody() {
     let mut net = TestNet::new(game, LinkConditions::mobile().with_seed(1));
     let ada = net.join("Ada");
     tell_server(&mut net, ada, Ordered(1));

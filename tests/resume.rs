@@ -258,7 +258,7 @@ fn the_world_is_as_it_is_now_after_a_resume() {
 }
 
 #[test]
-fn names_of_entities_are_not_reused_while_a_client_is_away() {
+fn a_copy_is_never_taken_for_another_entity_after_an_absence() {
     let (mut net, ada, _) = joined(LinkConditions::default());
     let world = net.server.world_mut();
     let old = world.spawn((Replicated, Health(7), Shield(7))).id();
@@ -281,7 +281,7 @@ fn names_of_entities_are_not_reused_while_a_client_is_away() {
 }
 
 #[test]
-fn nor_until_it_has_been_told_everything() {
+fn nor_before_the_client_has_been_told_everything() {
     let (mut net, ada, _) = joined(LinkConditions::default());
     // More than a snapshot holds.
     let world = net.server.world_mut();
@@ -732,7 +732,8 @@ fn what_was_written_before_a_kick_arrives_over_a_lossy_link_too() {
             ..default()
         };
         let (mut net, ada, session) = joined(conditions.with_seed(seed));
-        let numbers: Vec<u32> = (0..600).collect();
+        // Two messages each, and no more than may wait: which type is collected first is nobody's promise.
+        let numbers: Vec<u32> = (0..450).collect();
         for &number in &numbers {
             tell(&mut net, session, number);
         }

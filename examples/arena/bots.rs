@@ -69,13 +69,15 @@ fn main() -> ExitCode {
     crowd.leave();
 
     if result.requested > 0 && frame_rate < TOO_SLOW {
-        eprintln!(
+        args::print_error(format_args!(
             "the bots have drawn {frame_rate:.0} frames a second, not 60: this machine is too slow for so many, and the \
              figures are of that, too"
-        );
+        ));
     }
     for (reason, count) in crowd.refusals() {
-        eprintln!("{count} attempts to get in ended so: {reason}");
+        args::print_error(format_args!(
+            "{count} attempts to get in ended so: {reason}"
+        ));
     }
     print_summary(&result);
     if let Some(path) = &options.report {
@@ -92,7 +94,7 @@ fn main() -> ExitCode {
 }
 
 fn print_summary(report: &ClientsReport) {
-    println!(
+    args::print(format_args!(
         "{} of {} connected, {} disconnects in {:.0} s; rtt {:.0} ms; a client gets {:.0} and sends {:.0} bytes/s, \
          reconciles {:.2}/s; {:.2} % of frames starved, {:.2} % of inputs late, {} snaps",
         report.connected,
@@ -106,12 +108,12 @@ fn print_summary(report: &ClientsReport) {
         report.interpolation_starved_ratio * 100.0,
         report.inputs_late_ratio * 100.0,
         report.snaps,
-    );
-    println!(
+    ));
+    args::print(format_args!(
         "in after {:.0} ms (p99 {:.0} ms), by {} attempts",
         report.join_ms.p50, report.join_ms.p99, report.join_attempts,
-    );
-    println!(
+    ));
+    args::print(format_args!(
         "{} links cut, {} sessions resumed ({} with losses), {} rejected, {} respawned, in {:.0} ms (p99 {:.0} ms); \
          of {} reliable messages {} lost, {} duplicated, {} reordered",
         report.cuts,
@@ -125,7 +127,7 @@ fn print_summary(report: &ClientsReport) {
         report.reliable_lost,
         report.reliable_duplicated,
         report.reliable_reordered,
-    );
+    ));
 }
 
 #[derive(Clone, Copy, Debug)]

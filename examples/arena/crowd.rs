@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use bevy::prelude::*;
 use bevy_tandem::client::{Connector, ResumeFinished, ResumeOutcome};
-use bevy_tandem::headless::Pace;
 use bevy_tandem::headless::report::ClientsReport;
+use bevy_tandem::headless::{Pace, args};
 use bevy_tandem::histogram::Histogram;
 use bevy_tandem::prelude::*;
 use bevy_tandem::transport::udp::token::{self, TokenBuilder};
@@ -381,7 +381,7 @@ impl Crowd {
             if let Some(reason) = client.note_connection(now)
                 && self.refusals.add(&reason)
             {
-                eprintln!("a bot could not get in: {reason}");
+                args::print_error(format_args!("a bot could not get in: {reason}"));
             }
             self.frames += 1;
             let is_settled = client.connected_at.is_some_and(|at| now - at > SETTLING);
@@ -575,7 +575,7 @@ fn mourn(disconnected: On<Disconnected>, mut links: ResMut<Links>) {
     }
     if links.is_in {
         links.disconnects += 1;
-        eprintln!("a bot was disconnected: {reason}");
+        args::print_error(format_args!("a bot was disconnected: {reason}"));
     } else {
         links.refused = Some(reason.clone());
     }

@@ -96,9 +96,9 @@ fn join(server: &str, token: Option<&str>) -> Result<TandemClientPlugins, String
 /// Starts a server and bots on threads of their own, which end with the process.
 fn host_match() -> SocketAddr {
     let address = free_address();
-    println!(
+    args::print(format_args!(
         "Hosting on {address}. Others on this machine join with: cargo play --connect {address}"
-    );
+    ));
     let config = ServerConfig {
         udp: Some(address),
         ..default()

@@ -15,6 +15,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use bevy::log::LogPlugin;
+use bevy::log::tracing::Subscriber;
+use bevy::log::tracing_subscriber::registry::LookupSpan;
+use bevy::log::tracing_subscriber::{Layer, fmt};
 use bevy::prelude::*;
 use bevy_tandem::headless::{HeadlessPlugin, args};
 use bevy_tandem::prelude::*;
@@ -60,11 +63,24 @@ fn main() -> AppExit {
     };
     let config = options.config.clone();
     host::server(options.config, options.statics, headless)
-        .add_plugins(LogPlugin::default())
+        .add_plugins(LogPlugin {
+            fmt_layer: |_| Some(Box::new(log_to_stderr())),
+            ..default()
+        })
         .add_systems(Startup, move |addresses: Res<ListenAddresses>| {
             announce(&config, &addresses);
         })
         .run()
+}
+
+/// Bevy's log, but that a server goes on when nobody reads it any more.
+fn log_to_stderr<S>() -> impl Layer<S>
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+{
+    fmt::layer()
+        .with_writer(std::io::stderr)
+        .log_internal_errors(false)
 }
 
 /// Says how to join.
@@ -78,14 +94,16 @@ fn announce(config: &ServerConfig, ListenAddresses(addresses): &ListenAddresses)
         [udp] => (udp, None),
         _ => return,
     };
-    println!("Listening on {udp}. Join with: cargo play --connect {udp}{token}");
+    args::print(format_args!(
+        "Listening on {udp}. Join with: cargo play --connect {udp}{token}"
+    ));
     if let (Some(address), Some(config)) = (ws, &config.websocket) {
         let s = if config.tls.is_some() { "s" } else { "" };
-        println!(
+        args::print(format_args!(
             "Listening on {address}. Join with: cargo play --connect ws{s}://{address}{token}"
-        );
+        ));
         if config.web.is_some() {
-            println!("Or in a browser: http{s}://{address}");
+            args::print(format_args!("Or in a browser: http{s}://{address}"));
         }
     }
 }

@@ -56,7 +56,7 @@ fn main() {
         ("tcp", relay.tcp_addr(), options.tcp),
     ] {
         if let (Some(addr), Some(route)) = (addr, route) {
-            println!("{name} {addr} -> {}", route.server);
+            args::print(format_args!("{name} {addr} -> {}", route.server));
         }
     }
 
@@ -68,7 +68,7 @@ fn main() {
             .is_none_or(|limit| started.elapsed() < limit)
     {
         while let Some((at, deed)) = plan.next_if(|&(at, _)| started.elapsed() >= at) {
-            println!("{:.1} s: {deed:?}", at.as_secs_f64());
+            args::print(format_args!("{:.1} s: {deed:?}", at.as_secs_f64()));
             match deed {
                 Deed::OpenHole => relay.set_hole(Hole::Both),
                 Deed::CloseHole => relay.set_hole(Hole::None),
@@ -79,10 +79,10 @@ fn main() {
         thread::sleep(Duration::from_millis(5));
     }
     let stats = relay.stats();
-    println!(
+    args::print(format_args!(
         "{} UDP clients, {} TCP connections ({} cut); {} datagrams and chunks forwarded, {} dropped",
         stats.udp_clients, stats.tcp_connections, stats.cut, stats.forwarded, stats.dropped
-    );
+    ));
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]

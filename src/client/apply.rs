@@ -16,7 +16,7 @@ use super::predict;
 use super::stats::ClientStats;
 use crate::protocol::layout::NetId;
 use crate::protocol::replica::{Change, SnapshotError, Taken};
-use crate::registry::{ComponentRule, Registry};
+use crate::registry::{ComponentRule, Naming, Registry};
 use crate::replication::SpawnKey;
 use crate::schedule::{CurrentTick, TandemSystems};
 use crate::tick::{Tick, Ticks};
@@ -39,7 +39,10 @@ impl Plugin for ReplicationPlugin {
         let layouts = Registry::freeze(app);
         copies::register(app.world_mut());
         let mirror = Mirror::new(app.world_mut(), layouts);
-        app.insert_resource(mirror);
+        app.insert_resource(mirror).insert_resource(Naming {
+            nets: |world, entity| world.resource::<Mirror>().net_id(entity),
+            locals: |world, net| world.resource::<Mirror>().entity(net),
+        });
         for entry in app.world().resource::<Registry>().components.clone().iter() {
             (entry.install_client)(app);
         }
@@ -58,7 +61,7 @@ pub(crate) fn install<C: Component + Clone>(app: &mut App) {
 }
 
 /// Takes every snapshot that came, and brings the world up to date.
-fn apply_snapshots(world: &mut World) {
+pub(super) fn apply_snapshots(world: &mut World) {
     let mut link = world.resource_mut::<Link>();
     let snapshots = std::mem::take(&mut link.snapshots);
     let values = std::mem::take(&mut link.values);
@@ -68,7 +71,7 @@ fn apply_snapshots(world: &mut World) {
         let tick = mirror.replica.newest().unwrap_or(mirror.anchor);
         carry_out(world, tick);
     }
-    for snapshot in snapshots {
+    for (seq, snapshot) in snapshots {
         let mirror = &mut *world.resource_mut::<Mirror>();
         let (replica, changes) = (&mut mirror.replica, &mut mirror.changes);
         match replica.handle_snapshot(mirror.anchor, &snapshot, changes) {
@@ -77,12 +80,14 @@ fn apply_snapshots(world: &mut World) {
                 take_note(world, taken);
             }
             Err(error) => {
-                changes.clear();
-                if error != SnapshotError::Stale {
-                    debug!("a snapshot is not taken: {error}");
-                    mirror.needs_resync = true;
-                }
                 world.resource_mut::<ClientStats>().snapshots_dropped += 1;
+                // What is not taken must not be built upon.
+                if let Some(mut link) = world.get_resource_mut::<Link>() {
+                    link.peer.acks.withhold(seq);
+                }
+                if !matches!(error, SnapshotError::Stale | SnapshotError::GivenUp) {
+                    debug!("a snapshot is not taken: {error}");
+                }
             }
         }
     }
@@ -186,6 +191,10 @@ fn plan(world: &mut World, tick: Tick) -> Plan {
     let changes = std::mem::take(&mut mirror.changes);
     for &change in &changes {
         match change {
+            Change::StartedOver => {
+                fresh.clear();
+                mirror.doubt_everything();
+            }
             Change::Spawned(net) => {
                 whole = Some(net);
                 match find_again(mirror, net) {
@@ -230,6 +239,7 @@ fn find_again(mirror: &mut Mirror, net: NetId) -> bool {
     } else if !mirror.unconfirmed.remove(&net) {
         return false;
     }
+    mirror.unschedule(net);
     if let Some(local) = mirror.locals.get_mut(&net) {
         local.is_early = false;
         local.is_fresh = true;

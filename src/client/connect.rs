@@ -2,8 +2,9 @@
 
 use bevy::prelude::*;
 
-use super::reconnect::{self, Connector};
-use super::{ClientConfig, link};
+use super::ClientConfig;
+use super::orders::{self, Order};
+use super::reconnect::Connector;
 #[cfg(not(target_family = "wasm"))]
 use crate::transport::udp::{ClientAuth, UdpClient, UdpClientConfig, token};
 #[cfg(feature = "websocket")]
@@ -81,6 +82,9 @@ fn conditioned(
 }
 
 /// Connects a client over a transport. Implemented for [`App`] and, to connect while it runs, for [`World`].
+///
+/// May be called at any time, also by commands of observers while another connection ends or snapshots are applied. What
+/// ends a connection takes effect at the end of the frame, like [`Disconnect`](super::Disconnect).
 pub trait ConnectOver {
     /// Begins to connect over `transport`; a connection that there was is closed.
     ///
@@ -121,18 +125,24 @@ impl ConnectOver for App {
 
 impl ConnectOver for World {
     fn connect_over(&mut self, transport: impl ClientTransport) {
-        link::connect(self, Box::new(transport));
+        orders::give(self, Order::Connect(Box::new(transport), None));
     }
 
-    fn connect_with(&mut self, connector: impl Connector) {
-        reconnect::connect_with(self, Box::new(connector));
+    fn connect_with(&mut self, mut connector: impl Connector) {
+        match connector.connect(None) {
+            Ok(transport) => {
+                let connector = Box::new(connector);
+                orders::give(self, Order::Connect(transport, Some(connector)));
+            }
+            Err(error) => panic!("{error}"),
+        }
     }
 
     fn resume_over(&mut self, transport: impl ClientTransport) {
-        reconnect::resume_over(self, Box::new(transport));
+        orders::give(self, Order::Resume(Box::new(transport)));
     }
 
     fn cut_link(&mut self) {
-        link::cut(self);
+        orders::give(self, Order::Cut);
     }
 }

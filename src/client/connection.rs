@@ -3,8 +3,10 @@
 use bevy::prelude::*;
 use bevy::state::app::StatesPlugin;
 
-use super::link::{self, Link};
-use super::{ClientConfig, ClientStats, reconnect};
+use super::farewell::{self, LastWords};
+use super::link::{self, Keepsakes, Link};
+use super::orders::{self, Order};
+use super::{ClientConfig, ClientStats, arrivals, reconnect};
 use crate::protocol::handshake::DisconnectReason;
 use crate::registry::Registry;
 use crate::schedule::TandemSystems;
@@ -24,12 +26,16 @@ impl Plugin for ConnectionPlugin {
             .init_resource::<ClientStats>()
             .init_resource::<link::Keepsakes>()
             .init_resource::<reconnect::Reconnect>()
+            .init_resource::<orders::Orders>()
+            .init_resource::<farewell::Farewells>()
+            .init_resource::<arrivals::Arrivals>()
             .add_systems(
                 PreUpdate,
-                (link::receive, reconnect::try_again)
+                (orders::start_frame, link::receive, reconnect::try_again)
                     .chain()
                     .in_set(TandemSystems::Receive),
             )
+            .add_systems(PreUpdate, orders::after_apply.after(TandemSystems::Apply))
             .add_systems(
                 PostUpdate,
                 (link::keep_time, link::send)
@@ -39,11 +45,15 @@ impl Plugin for ConnectionPlugin {
             )
             .add_systems(
                 PostUpdate,
-                link::greet
-                    .after(TandemSystems::Send)
-                    .run_if(not(connected)),
+                (
+                    link::greet.run_if(not(connected)),
+                    orders::end_frame,
+                    farewell::say,
+                )
+                    .chain()
+                    .after(TandemSystems::Send),
             )
-            .add_systems(Last, leave.run_if(on_message::<AppExit>))
+            .add_systems(Last, exit.run_if(on_message::<AppExit>))
             .add_observer(disconnect);
     }
 
@@ -142,7 +152,8 @@ pub struct Connected {
     pub session: SessionId,
 }
 
-/// The session has ended, or could not be had. Copies of the server's entities are despawned after this.
+/// The session has ended, or could not be had. Copies of the server's entities are despawned after this, and after the
+/// commands of those who observe it: a camera may still be taken off.
 #[derive(Event, Clone, Debug)]
 pub struct Disconnected {
     /// Why.
@@ -163,7 +174,11 @@ pub struct LimitWarning {
     pub limit: String,
 }
 
-/// Makes the client leave.
+/// Makes the client leave, at the end of this frame: whenever it is triggered, and however often.
+///
+/// The server still gets what was written to it before, in the same frame too. For reliable messages, the link stays for a
+/// round trip or two: for five seconds at most, and for one if nothing comes through. What does not arrive by then is
+/// [given back](crate::message::Undeliverable).
 #[derive(Event, Clone, Copy, Debug, Default)]
 pub struct Disconnect;
 
@@ -191,6 +206,7 @@ pub(crate) fn change(
         next.set(to);
     }
     world.trigger(ConnectionChanged { from, to, reason });
+    world.flush();
 }
 
 /// A further attempt is due, or under way.
@@ -198,32 +214,44 @@ pub(super) fn note_attempt(world: &mut World, attempt: u32) {
     world.resource_mut::<Connection>().attempt = attempt;
 }
 
-fn disconnect(_: On<Disconnect>, mut commands: Commands) {
-    commands.queue(leave);
+fn disconnect(_: On<Disconnect>, mut orders: ResMut<orders::Orders>) {
+    orders.add(Order::Disconnect);
 }
 
-fn leave(world: &mut World) {
-    end(world, DisconnectReason::ClientLeft);
+/// The app exits: there is no time to wait for an answer.
+fn exit(world: &mut World) {
+    orders::end_frame(world);
+    orders::busy(world, |world| {
+        end(world, DisconnectReason::ClientLeft, LastWords::Once);
+    });
+    farewell::end_all(world);
 }
 
 /// Ends the session: tells the server, then the game, then takes the copies away.
-pub(super) fn end(world: &mut World, reason: DisconnectReason) {
+pub(super) fn end(world: &mut World, reason: DisconnectReason, words: LastWords) {
     let state = world
         .get_resource::<Connection>()
         .map(Connection::state)
         .unwrap_or_default();
-    if let Some(mut link) = world.remove_resource::<Link>() {
-        let now = world.resource::<Time<Real>>().elapsed();
-        link.say_goodbye(now, &reason);
-    } else if !matches!(
+    let link = world.remove_resource::<Link>();
+    // There is none between two attempts.
+    let is_trying = matches!(
         state,
-        // Between two attempts.
         ConnectionState::Connecting | ConnectionState::Reconnecting
-    ) {
+    );
+    if link.is_none() && !is_trying {
         return;
     }
+    // What came before the end still counts.
+    arrivals::tell_all(world);
+    let keepsakes = std::mem::take(&mut *world.resource_mut::<Keepsakes>());
+    let words = match state {
+        ConnectionState::Connected => words,
+        // The server does not listen to it yet.
+        _ => LastWords::No,
+    };
+    farewell::begin(world, link, keepsakes.mail, &reason, words);
     reconnect::stop(world);
-    link::forget_session(world);
     change(
         world,
         match state {
@@ -237,6 +265,8 @@ pub(super) fn end(world: &mut World, reason: DisconnectReason) {
         Some(reason.clone()),
     );
     world.trigger(Disconnected { reason });
+    // The game may take what is its own off the copies.
+    world.flush();
     super::mirror::Mirror::end(world);
     world
         .resource_mut::<Time<Virtual>>()

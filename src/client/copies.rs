@@ -632,16 +632,19 @@ fn set_role(world: &mut World, net: NetId) -> bool {
 /// Gives a copy the parent that the server says it has. Where that is not here, it has none; a parent that the game has
 /// given it stays.
 pub(super) fn reparent(world: &mut World, net: NetId, parent: Option<NetId>) {
-    let mirror = world.resource::<Mirror>();
-    let Some(&local) = mirror.locals.get(&net) else {
+    // Those that are about to leave are still drawn: they move, and others move below them.
+    let mirror = &mut *world.resource_mut::<Mirror>();
+    let leaving = || mirror.leaving.get(&net).map(|leaving| leaving.local);
+    let Some(local) = mirror.locals.get(&net).copied().or_else(leaving) else {
         return;
     };
-    let target = parent
-        .and_then(|parent| mirror.locals.get(&parent))
-        .map(|local| local.entity)
-        .filter(|parent| world.get_entity(*parent).is_ok());
-    if let Some(local) = world.resource_mut::<Mirror>().locals.get_mut(&net) {
+    let target = parent.and_then(|parent| mirror.entity(parent));
+    let target = target.filter(|parent| world.get_entity(*parent).is_ok());
+    let mirror = &mut *world.resource_mut::<Mirror>();
+    if let Some(local) = mirror.locals.get_mut(&net) {
         local.parent = target;
+    } else if let Some(leaving) = mirror.leaving.get_mut(&net) {
+        leaving.local.parent = target;
     }
     let current = world.get::<ChildOf>(local.entity).map(ChildOf::parent);
     if current == target {

@@ -5,15 +5,17 @@ use std::time::Duration;
 
 use bevy::prelude::*;
 
+use super::arrivals;
 use super::connection::{
     self, Connected, Connection, ConnectionState, LimitWarning, ServerClosing, Settings,
 };
+use super::farewell::LastWords;
 use super::inputs::SentInputs;
 use super::mirror::Mirror;
 use super::reconnect::{self, ResumeOutcome};
 use super::stats::ClientStats;
 use crate::mailbox::{Letter, Mailbox};
-use crate::message::{self, Channel, Fate};
+use crate::message::Fate;
 use crate::peer::{CONTROL_CHANNEL, Carrier, ChunkKind, Peer, Side};
 use crate::protocol::clock::{ClockSettings, ClockSync};
 use crate::protocol::handshake::{
@@ -39,21 +41,26 @@ use crate::wire::serial;
 /// The link, and what belongs to it.
 #[derive(Resource)]
 pub(super) struct Link {
-    transport: Box<dyn ClientTransport>,
+    pub transport: Box<dyn ClientTransport>,
     pub peer: Peer,
     since: Duration,
     last_heard: Duration,
     last_sent: Duration,
     /// The newest tick whose input was sent.
     sent_tick: Option<Tick>,
+    /// When it last asked to be told everything anew.
+    asked_to_resync: Duration,
     said_hello: bool,
-    pub snapshots: Vec<Vec<u8>>,
+    /// With the numbers of their datagrams.
+    pub snapshots: Vec<(u16, Vec<u8>)>,
     pub values: Vec<ApartValue>,
     pub clock: ClockSync,
     /// Whether the clock was set from a snapshot.
     pub is_synchronised: bool,
     pub timeline: Timeline,
     datagrams: Vec<Arrival>,
+    /// How it has ended. What came before still counts, so the game is told later in the frame.
+    pub lost: Option<DisconnectReason>,
 }
 
 /// What belongs to the session, and goes on over the next link.
@@ -68,24 +75,13 @@ pub(super) struct Keepsakes {
 }
 
 impl Link {
-    /// Leaves, and says why.
-    pub fn say_goodbye(&mut self, now: Duration, reason: &DisconnectReason) {
-        let mut bytes = Vec::new();
-        if serial::encode(reason, &mut bytes).is_ok() {
-            self.peer
-                .goodbye(now, &bytes, &mut OverTransport(&mut *self.transport, now));
-        }
-        self.transport.flush(now);
-        self.transport.close();
-    }
-
     /// Leaves without a word.
     pub fn vanish(&mut self) {
         self.transport.vanish();
     }
 }
 
-struct OverTransport<'a>(&'a mut dyn ClientTransport, Duration);
+pub(super) struct OverTransport<'a>(pub &'a mut dyn ClientTransport, pub Duration);
 
 impl Carrier for OverTransport<'_> {
     fn send(&mut self, datagram: &[u8]) {
@@ -103,7 +99,7 @@ impl Carrier for OverTransport<'_> {
 
 /// Begins a new session over this transport.
 pub(super) fn connect(world: &mut World, transport: Box<dyn ClientTransport>) {
-    connection::end(world, DisconnectReason::ClientLeft);
+    connection::end(world, DisconnectReason::ClientLeft, LastWords::Wait);
     world.insert_resource(ClientStats::default());
     world.insert_resource(Keepsakes::default());
     world.insert_resource(reconnect::Reconnect::default());
@@ -127,6 +123,7 @@ pub(super) fn begin(world: &mut World, transport: Box<dyn ClientTransport>) {
         last_heard: now,
         last_sent: Duration::ZERO,
         sent_tick: None,
+        asked_to_resync: Duration::ZERO,
         said_hello: false,
         snapshots: Vec::new(),
         values: Vec::new(),
@@ -134,12 +131,8 @@ pub(super) fn begin(world: &mut World, transport: Box<dyn ClientTransport>) {
         is_synchronised: false,
         timeline: Timeline::new(TimelineSettings { tick, ..default() }),
         datagrams: Vec::new(),
+        lost: None,
     });
-}
-
-/// The session is over.
-pub(super) fn forget_session(world: &mut World) {
-    world.insert_resource(Keepsakes::default());
 }
 
 /// What is counted over several links goes on from here.
@@ -173,10 +166,13 @@ pub(super) fn receive(world: &mut World) {
         link.forgive_standstill(now, delta);
         let received = receive_datagrams(world, &mut link, now, delta);
         // What came before a farewell still counts.
-        receive_messages(world, &mut link, &mut news)?;
+        receive_control(world, &mut link, &mut news)?;
         received?;
         check_time(world, &link, now)
     });
+    if let (Err(reason), Some(mut link)) = (outcome, world.get_resource_mut::<Link>()) {
+        link.lost.get_or_insert(reason);
+    }
     for news in news {
         match news {
             News::Welcomed(session) => world.trigger(Connected { session }),
@@ -184,11 +180,6 @@ pub(super) fn receive(world: &mut World) {
             News::Closing(within) => world.trigger(ServerClosing { within }),
             News::Warned(limit) => world.trigger(LimitWarning { limit }),
         }
-    }
-    if let Err(reason) = outcome
-        && world.contains_resource::<Link>()
-    {
-        reconnect::lose(world, reason);
     }
 }
 
@@ -229,7 +220,7 @@ fn receive_datagrams(
     let mut keepsakes = world.resource_mut::<Keepsakes>();
     for Arrival { at, bytes } in datagrams.iter() {
         *last_heard = now;
-        let mut taken_now = None;
+        let (mut taken_now, mut snapshot) = (None, None);
         let mail = &mut keepsakes.mail;
         let received = peer.receive(
             *at,
@@ -240,12 +231,13 @@ fn receive_datagrams(
                 }
             },
             |kind, body| match kind {
-                ChunkKind::Snapshot => snapshots.push(body.to_vec()),
+                ChunkKind::Snapshot => snapshot = Some(body.to_vec()),
                 ChunkKind::Goodbye => farewell = serial::decode(body).ok(),
                 ChunkKind::Taken => taken_now = Taken::decode(body).ok().map(|(taken, _)| taken),
                 ChunkKind::Inputs | ChunkKind::Renet | ChunkKind::Message | ChunkKind::Part => {}
             },
         );
+        snapshots.extend(peer.newest_snapshot().zip(snapshot));
         if let (Some(taken), Some(mail)) = (taken_now, mail) {
             mail.outbox
                 .handle_taken(taken, |letter| receipts.push(letter));
@@ -278,23 +270,18 @@ fn receive_datagrams(
 }
 
 /// Tells the game which of its messages were taken, for those types that ask for it.
-fn deliver_receipts(world: &mut World, letters: &[Letter]) {
+pub(super) fn deliver_receipts(world: &mut World, letters: &[Letter]) {
     for letter in letters {
         let messages = &world.resource::<Registry>().messages;
         let entry = messages.get(usize::from(letter.id)).copied();
         if let Some(entry) = entry.filter(|entry| entry.has_receipts) {
-            (entry.tell_fate)(
-                world,
-                Fate::Delivered,
-                Entity::PLACEHOLDER,
-                letter.body.bytes(),
-            );
+            (entry.tell_fate)(world, Fate::Delivered, Entity::PLACEHOLDER, letter);
         }
     }
 }
 
-/// Takes in messages.
-fn receive_messages(
+/// Takes in what the server says about the connection itself.
+fn receive_control(
     world: &mut World,
     link: &mut Link,
     news: &mut Vec<News>,
@@ -337,15 +324,16 @@ fn receive_messages(
             }
             Ok(Control::Value {
                 net,
+                generation,
                 component,
                 version,
                 bytes,
             }) => {
                 link.values.push(ApartValue {
-                    net: NetId(net),
+                    net: NetId::new(net, generation),
                     component: ComponentId(component),
                     version,
-                    bytes: bytes.into(),
+                    bytes,
                 });
             }
             Ok(Control::ConnectToken(token)) => {
@@ -360,33 +348,6 @@ fn receive_messages(
             }
             Ok(Control::Warning { limit }) => news.push(News::Warned(limit)),
             Err(error) => debug!("a control message is not understood: {error}"),
-        }
-    }
-    if world.resource::<Keepsakes>().mail.is_none() {
-        return Ok(());
-    }
-    for channel in CONTROL_CHANNEL + 1..=3 {
-        while let Some(bytes) = link.peer.next_message(channel) {
-            let body = match Channel::from_id(channel).and_then(Channel::stream) {
-                None => Some(bytes),
-                Some(stream) => {
-                    let mut keepsakes = world.resource_mut::<Keepsakes>();
-                    let Some(mail) = &mut keepsakes.mail else {
-                        return Ok(());
-                    };
-                    mail.accept(stream, &bytes)?
-                }
-            };
-            let Some(bytes) = body else { continue };
-            let received = message::split(&bytes).and_then(|(id, body)| {
-                match world.resource::<Registry>().messages.get(id).copied() {
-                    Some(entry) => (entry.receive_on_client)(world, body),
-                    None => Ok(()),
-                }
-            });
-            if let Err(error) = received {
-                debug!("a message is not understood: {error}");
-            }
         }
     }
     Ok(())
@@ -441,12 +402,9 @@ fn go_on(
             .map_err(|gap| DisconnectReason::ProtocolViolation(gap.to_string()))?;
     }
     deliver_receipts(world, &receipts);
+    arrivals::start_link(world);
     let max_entities = world.resource::<Settings>().0.max_entities;
-    if resumption.keeps_entities {
-        Mirror::resume(world, tick, max_entities);
-    } else {
-        Mirror::begin(world, session, tick, max_entities);
-    }
+    Mirror::resume(world, tick, max_entities);
     world.resource_mut::<ClientStats>().begin_link();
     connection::change(world, ConnectionState::Connected, Some(session), None);
     Ok(News::Resumed(match resumption.lost {
@@ -555,8 +513,8 @@ pub(super) fn greet(world: &mut World) {
         transport.flush(now);
         Ok(())
     });
-    if let Err(reason) = outcome {
-        connection::end(world, reason);
+    if let (Err(reason), Some(mut link)) = (outcome, world.get_resource_mut::<Link>()) {
+        link.lost.get_or_insert(reason);
     }
 }
 
@@ -585,6 +543,9 @@ pub(super) fn keep_time(
     }
 }
 
+/// A server starts over once a second at most, so it may not heed the first request.
+const RESYNC_INTERVAL: Duration = Duration::from_millis(500);
+
 /// A server sends something this often, even to a client of whom it knows that the link is bad.
 const STREAM_STANDS_STILL: Duration = Duration::from_secs(1);
 
@@ -595,7 +556,7 @@ pub(super) fn send(
     inputs: Res<SentInputs>,
     real: Res<Time<Real>>,
     settings: Res<Settings>,
-    mut mirror: ResMut<Mirror>,
+    mirror: Res<Mirror>,
     mut bytes: Local<Vec<u8>>,
 ) {
     let now = real.elapsed();
@@ -605,10 +566,14 @@ pub(super) fn send(
         last_sent,
         last_heard,
         sent_tick,
+        asked_to_resync,
         ..
     } = &mut *link;
-    if mirror.wants_resync() {
-        send_request(peer, &Request::Resync);
+    if let Some(epoch) = mirror.resync_epoch()
+        && now.saturating_sub(*asked_to_resync) >= RESYNC_INTERVAL
+    {
+        *asked_to_resync = now;
+        send_request(peer, &Request::Resync { epoch });
     }
     let newest = inputs.history.newest();
     // A stream that stands still keeps all that is put into it, and inputs will be too late.

@@ -1,13 +1,17 @@
 //! Typed messages at the client's end.
 
 use bevy::prelude::*;
+use smallvec::SmallVec;
 
-use super::connection::Connection;
+use super::apply;
+use super::arrivals;
+use super::connection::{Connection, connected};
 use super::link::{Keepsakes, Link};
 use super::mirror::Mirror;
+use crate::mailbox::Letter;
 use crate::message::{
-    self, Delivered, FromServer, MAX_CLIENT_MESSAGE_BYTES, MessageRule, NetMessage, ToServer,
-    Undeliverable,
+    self, Channel, Delivered, FromServer, MAX_CLIENT_MESSAGE_BYTES, MessageRule, NetMessage,
+    Reading, ToServer, Undeliverable, Unknown,
 };
 use crate::registry::Registry;
 use crate::schedule::TandemSystems;
@@ -18,7 +22,15 @@ use crate::wire::serial;
 pub struct MessagePlugin;
 
 impl Plugin for MessagePlugin {
-    fn build(&self, _: &mut App) {}
+    fn build(&self, app: &mut App) {
+        app.add_systems(
+            PreUpdate,
+            arrivals::tell
+                .after(apply::apply_snapshots)
+                .in_set(TandemSystems::Apply)
+                .run_if(connected),
+        );
+    }
 
     fn finish(&self, app: &mut App) {
         Registry::freeze(app);
@@ -36,19 +48,35 @@ pub(crate) fn install<M: NetMessage>(app: &mut App) {
         .add_systems(PostUpdate, send::<M>.in_set(TandemSystems::Collect));
 }
 
+/// So many of the entities for which a message waits are remembered: a message can name a million.
+const MAX_MISSING: usize = 16;
+
 pub(crate) fn receive<M: NetMessage>(
     world: &mut World,
-    bytes: &[u8],
-) -> Result<(), serial::SerialError> {
+    value: &[u8],
+    unknown: Unknown,
+) -> Result<Reading, serial::SerialError> {
     let mirror = world.resource::<Mirror>();
-    let locals = |net| mirror.entity(net);
-    let message = world.resource::<MessageRule<M>>().decode(bytes, &locals)?;
+    let mut missing = SmallVec::new();
+    let message = world.resource::<MessageRule<M>>().decode(
+        value,
+        &|net| mirror.entity(net),
+        // When these are here, the others are looked for.
+        &mut |net| {
+            if missing.len() < MAX_MISSING {
+                missing.push(net);
+            }
+        },
+    )?;
+    if unknown == Unknown::Wait && !missing.is_empty() {
+        return Ok(Reading::Waits(missing));
+    }
     world.write_message(FromServer(message));
-    Ok(())
+    Ok(Reading::Told)
 }
 
-/// Until the client is in, messages are dropped: there is nobody to whom they were said. While it tries to come back,
-/// reliable ones wait.
+/// Until the client is in, and after, messages come back: there is nobody to whom they were said. While it tries to come
+/// back, reliable ones wait.
 fn send<M: NetMessage>(
     mut messages: MessageReader<ToServer<M>>,
     mut undeliverable: MessageWriter<Undeliverable<M>>,
@@ -60,38 +88,46 @@ fn send<M: NetMessage>(
     connection: Res<Connection>,
     mirror: Res<Mirror>,
 ) {
-    let Some(mail) = keepsakes
+    let mut mail = keepsakes
         .mail
         .as_mut()
-        .filter(|_| connection.session().is_some())
-    else {
-        messages.clear();
-        return;
-    };
+        .filter(|_| connection.session().is_some());
     for ToServer(message) in messages.read() {
-        let letter = match rule.encode(message, &|entity| mirror.net_id(entity)) {
-            Ok(letter) => letter,
-            Err(error) => {
-                error!("a message cannot be sent: {error}");
-                continue;
+        let dropped = mail.as_mut().and_then(|mail| {
+            let letter = rule.encode(message, None, &|entity| mirror.net_id(entity));
+            let letter = letter.map_err(|error| error.to_string()).and_then(fits);
+            let letter = letter
+                .inspect_err(|error| error!("a message is not sent: {error}"))
+                .ok()?;
+            let peer = link.as_mut().map(|link| &mut link.peer);
+            if peer.is_none() && rule.channel == Channel::Unreliable {
+                return None;
             }
-        };
-        let bytes = letter.body.bytes().len();
-        if bytes > MAX_CLIENT_MESSAGE_BYTES {
-            error!(
-                "a message of {bytes} bytes is not sent: a client's may have {MAX_CLIENT_MESSAGE_BYTES}; split it"
-            );
-            continue;
+            let dropped = mail.post(peer, &registry.messages, rule.channel, letter);
+            if dropped.is_none() {
+                warn_once!("messages are not sent: too many wait to be acknowledged");
+            }
+            dropped
+        });
+        match dropped {
+            Some(dropped) => {
+                message::give_back(&mut commands, &registry, Entity::PLACEHOLDER, dropped);
+            }
+            None => {
+                undeliverable.write(Undeliverable {
+                    session: Entity::PLACEHOLDER,
+                    message: message.clone(),
+                });
+            }
         }
-        let peer = link.as_mut().map(|link| &mut link.peer);
-        if let Some(dropped) = mail.post(peer, &registry.messages, rule.channel, letter) {
-            message::give_back(&mut commands, &registry, Entity::PLACEHOLDER, dropped);
-        } else {
-            warn_once!("messages are not sent: too many wait to be acknowledged");
-            undeliverable.write(Undeliverable {
-                session: Entity::PLACEHOLDER,
-                message: message.clone(),
-            });
-        }
+    }
+}
+
+fn fits(letter: Letter) -> Result<Letter, String> {
+    match letter.body.bytes().len() {
+        bytes if bytes > MAX_CLIENT_MESSAGE_BYTES => Err(format!(
+            "it has {bytes} bytes, and a client's may have {MAX_CLIENT_MESSAGE_BYTES}; split it"
+        )),
+        _ => Ok(letter),
     }
 }

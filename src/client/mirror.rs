@@ -49,8 +49,6 @@ pub(crate) struct Mirror {
     pub(super) leaving: HashMap<NetId, Leaving>,
     /// Copies from before the server told everything anew, of which it has not spoken since.
     pub(super) unconfirmed: HashSet<NetId>,
-    /// A snapshot could not be used, though it was acknowledged: the client must be told everything again.
-    pub(super) needs_resync: bool,
     pub(super) changes: Vec<Change>,
 }
 
@@ -215,7 +213,6 @@ impl Mirror {
             scheduled: Vec::new(),
             leaving: HashMap::default(),
             unconfirmed: HashSet::default(),
-            needs_resync: false,
             changes: Vec::new(),
         }
     }
@@ -249,7 +246,6 @@ impl Mirror {
         let mut mirror = world.resource_mut::<Self>();
         mirror.replica = Replica::new(mirror.layouts.clone(), max_entities);
         mirror.anchor = anchor;
-        mirror.needs_resync = false;
         mirror.doubt_everything();
     }
 
@@ -276,7 +272,6 @@ impl Mirror {
         mirror.scheduled.clear();
         mirror.leaving.clear();
         mirror.unconfirmed.clear();
-        mirror.needs_resync = false;
         for (entity, _) in copies {
             world.try_despawn(entity).ok();
         }
@@ -342,9 +337,9 @@ impl Mirror {
         }
     }
 
-    /// Whether snapshots have become unusable. Says so once.
-    pub fn wants_resync(&mut self) -> bool {
-        std::mem::take(&mut self.needs_resync)
+    /// The epoch in which snapshots have become unusable, until one of another has come.
+    pub fn resync_epoch(&self) -> Option<u8> {
+        self.replica.resync_epoch()
     }
 
     pub fn role_of(&self, meta: Meta) -> Role {
@@ -420,9 +415,24 @@ impl Mirror {
         scheduled.any(|scheduled| scheduled.net == net && scheduled.event == event)
     }
 
-    /// What is scheduled for an entity happens no more.
+    /// What is scheduled for an entity happens no more: what would have been taken from it is on it still.
     pub fn unschedule(&mut self, net: NetId) {
-        self.scheduled.retain(|scheduled| scheduled.net != net);
+        let child_of = self.child_of;
+        let mut local = self.locals.get_mut(&net);
+        self.scheduled.retain(|scheduled| {
+            if scheduled.net != net {
+                return true;
+            }
+            let still_on = match scheduled.event {
+                Event::Remove(id) => id,
+                Event::Parent(_) => child_of,
+                Event::Insert(_) => return false,
+            };
+            if let Some(local) = &mut local {
+                local.told.set(still_on, true);
+            }
+            false
+        });
     }
 
     /// Whether the server has told everything that there was at this tick: what is not here then is not in view.

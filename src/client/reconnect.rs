@@ -9,8 +9,10 @@ use std::time::Duration;
 use bevy::prelude::*;
 
 use super::connection::{self, Connection, ConnectionState, Settings};
+use super::farewell::LastWords;
 use super::link::{self, Keepsakes, Link};
 use super::mirror::Mirror;
+use super::orders;
 use crate::protocol::backoff::{Backoff, BackoffSettings};
 use crate::protocol::handshake::{DisconnectReason, ResumeRejection};
 use crate::transport::ClientTransport;
@@ -103,15 +105,9 @@ pub(super) struct Reconnect {
     lost_at: Option<Duration>,
 }
 
-/// Connects, and later reconnects, with links of this connector.
-pub(super) fn connect_with(world: &mut World, mut connector: Box<dyn Connector>) {
-    match connector.connect(None) {
-        Ok(transport) => {
-            link::connect(world, transport);
-            world.get_resource_or_init::<Reconnect>().connector = Some(connector);
-        }
-        Err(error) => panic!("{error}"),
-    }
+/// Has later links made by this connector.
+pub(super) fn set_connector(world: &mut World, connector: Option<Box<dyn Connector>>) {
+    world.get_resource_or_init::<Reconnect>().connector = connector;
 }
 
 /// The link is dead, or an attempt to make another: try again, or give up.
@@ -196,7 +192,7 @@ fn give_up(world: &mut World, reason: DisconnectReason) {
     if let DisconnectReason::ResumeRejected(why) = reason {
         finish(world, ResumeOutcome::Rejected(why));
     }
-    connection::end(world, reason);
+    connection::end(world, reason, LastWords::No);
 }
 
 /// Reconnecting is over, one way or the other.
@@ -233,7 +229,9 @@ pub(super) fn try_again(world: &mut World) {
     });
     match made {
         Some(Ok(transport)) => link::begin(world, transport),
-        Some(Err(error)) => lose(world, DisconnectReason::Link(error)),
+        Some(Err(error)) => orders::busy(world, |world| {
+            lose(world, DisconnectReason::Link(error));
+        }),
         None => {}
     }
 }

@@ -1,6 +1,7 @@
-//! Command lines that answer a mistake with one line instead of a backtrace.
+//! Command lines that answer a mistake with one line instead of a backtrace, and go on when nobody reads what they print.
 
 use std::fmt::Display;
+use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::process;
 use std::time::Duration;
@@ -12,7 +13,7 @@ pub const EXIT_USAGE: i32 = 2;
 
 /// Ends the process with one line on stderr and [`EXIT_USAGE`].
 pub fn fail(message: impl Display) -> ! {
-    eprintln!("error: {message}");
+    print_error(format_args!("error: {message}"));
     process::exit(EXIT_USAGE)
 }
 
@@ -23,8 +24,23 @@ pub fn or_fail<T, E: Display>(result: Result<T, E>) -> T {
 
 /// Ends the process successfully with the usage on stdout.
 pub fn help(usage: &str) -> ! {
-    println!("{usage}");
+    print(usage);
     process::exit(0)
+}
+
+/// Prints a line on stdout. `println!` would panic where the reader has gone, as in `serve | head -1`, and a server should
+/// not end for that: what cannot be printed is not.
+pub fn print(line: impl Display) {
+    print_to(io::stdout().lock(), line);
+}
+
+/// The same on stderr.
+pub fn print_error(line: impl Display) {
+    print_to(io::stderr().lock(), line);
+}
+
+fn print_to(mut out: impl Write, line: impl Display) {
+    let _ = writeln!(out, "{line}").and_then(|()| out.flush());
 }
 
 /// The value of the current option as a number of seconds, zero or more.
@@ -133,6 +149,14 @@ fn parse_duration(text: &str, unit_seconds: f64, expected: &str) -> Result<Durat
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_nobody_reads_is_not_printed_and_harms_nobody() {
+        let (reader, writer) = io::pipe().expect("a pipe");
+        drop(reader);
+        print_to(&writer, "x".repeat(1_000_000));
+        print_to(writer, "still here");
+    }
 
     fn parser(value: &str) -> lexopt::Parser {
         let mut parser = lexopt::Parser::from_args(["--option", value]);

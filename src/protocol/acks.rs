@@ -115,6 +115,9 @@ pub struct AckTracker {
     next_seq: u16,
     /// The newest [`SENT_WINDOW`] at most, oldest first.
     sent: VecDeque<Sent>,
+    /// How many of them arrived, and how many are lost.
+    acked: u16,
+    lost: u16,
     newest_acked: Option<u16>,
     /// Every datagram before this one is settled (acknowledged, lost or forgotten).
     oldest_unsettled: u16,
@@ -141,7 +144,7 @@ enum Fate {
 struct ReceiveWindow {
     newest: u16,
     newest_at: Duration,
-    /// Bit *i*: `newest - i` was received; bit 0 is always set.
+    /// Bit *i*: `newest - i` was received, and is acknowledged.
     bits: u32,
     /// Bit *i*: `newest - i` was received too, but is not acknowledged.
     withheld: u32,
@@ -160,6 +163,8 @@ impl AckTracker {
         Self {
             next_seq: 0,
             sent: VecDeque::new(),
+            acked: 0,
+            lost: 0,
             newest_acked: None,
             oldest_unsettled: 0,
             received: None,
@@ -174,8 +179,11 @@ impl AckTracker {
     pub fn next_header(&mut self, now: Duration) -> Header {
         let seq = self.next_seq;
         self.next_seq = seq.wrapping_add(1);
-        if self.sent.len() == SENT_WINDOW {
-            self.sent.pop_front();
+        if self.sent.len() == SENT_WINDOW
+            && let Some(forgotten) = self.sent.pop_front()
+            && let Some(count) = self.count_of(forgotten.fate)
+        {
+            *count -= 1;
         }
         self.sent.push_back(Sent {
             at: now,
@@ -219,14 +227,14 @@ impl AckTracker {
         self.note_received(now, header.seq)
     }
 
-    /// Does not acknowledge a datagram after all, because what it carried was not used. A newer one must have arrived
-    /// before it: the newest is always acknowledged. It still counts as seen, so that a copy of it is a duplicate.
+    /// Does not acknowledge a datagram after all, because what it carried was not used. It still counts as seen, so
+    /// that a copy of it is a duplicate.
     pub fn withhold(&mut self, seq: u16) {
         let Some(window) = &mut self.received else {
             return;
         };
         let back = window.newest.wrapping_sub(seq);
-        if (1..ACK_WINDOW).contains(&back) {
+        if back < ACK_WINDOW {
             window.bits &= !(1 << back);
             window.withheld |= 1 << back;
         }
@@ -255,12 +263,31 @@ impl AckTracker {
     }
 
     /// Share of our datagrams that were lost, of those among the newest [`SENT_WINDOW`] whose fate
-    /// is known: 0 to 1. Looks at all of them, so ask for it now and then, not for every datagram.
+    /// is known: 0 to 1.
     #[must_use]
     pub fn loss_ratio(&self) -> f32 {
-        let count = |fate| self.sent.iter().filter(|sent| sent.fate == fate).count() as f32;
-        let (lost, acked) = (count(Fate::Lost), count(Fate::Acked));
+        let (lost, acked) = (f32::from(self.lost), f32::from(self.acked));
         lost / (lost + acked).max(1.0)
+    }
+
+    /// How many of [`Self::sent`] have this fate, for those whose fate is known.
+    fn count_of(&mut self, fate: Fate) -> Option<&mut u16> {
+        match fate {
+            Fate::InFlight => None,
+            Fate::Acked => Some(&mut self.acked),
+            Fate::Lost => Some(&mut self.lost),
+        }
+    }
+
+    /// Settles what has become of a datagram that is still remembered.
+    fn settle(&mut self, index: usize, fate: Fate) {
+        let before = std::mem::replace(&mut self.sent[index].fate, fate);
+        if let Some(count) = self.count_of(before) {
+            *count -= 1;
+        }
+        if let Some(count) = self.count_of(fate) {
+            *count += 1;
+        }
     }
 
     /// The newest of our datagrams that is known to have arrived.
@@ -288,10 +315,11 @@ impl AckTracker {
             let seq = header.ack.wrapping_sub(back);
             let index = self.index_of(seq);
             // Forgotten or never sent, or known already.
-            let Some(sent) = self.sent.get_mut(index).filter(|it| it.fate != Fate::Acked) else {
+            let known = self.sent.get(index).filter(|it| it.fate != Fate::Acked);
+            let Some(&sent) = known else {
                 continue;
             };
-            sent.fate = Fate::Acked;
+            self.settle(index, Fate::Acked);
             if self.newest_acked.is_none_or(|newest| is_newer(seq, newest)) {
                 self.newest_acked = Some(seq);
             }
@@ -323,14 +351,14 @@ impl AckTracker {
         while is_newer(newest_acked, self.oldest_unsettled) {
             let seq = self.oldest_unsettled;
             let index = self.index_of(seq);
-            if let Some(sent) = self.sent.get_mut(index)
+            if let Some(&sent) = self.sent.get(index)
                 && sent.fate == Fate::InFlight
             {
                 let unmentionable = newest_acked.wrapping_sub(seq) >= ACK_WINDOW;
                 if !unmentionable && now.saturating_sub(sent.at) <= timeout {
                     return;
                 }
-                sent.fate = Fate::Lost;
+                self.settle(index, Fate::Lost);
                 on_delivery(Delivery::Lost(seq));
             }
             self.oldest_unsettled = seq.wrapping_add(1);
@@ -472,7 +500,7 @@ mod tests {
             );
         }
         bob.withhold(1);
-        bob.withhold(3); // the newest: cannot be
+        bob.withhold(3); // also the newest
         bob.withhold(500); // never came
         let mut acked = HashSet::new();
         let answer = bob.next_header(ms(10));
@@ -481,7 +509,7 @@ mod tests {
                 acked.insert(seq);
             }
         });
-        assert_eq!(acked, HashSet::from([0, 2, 3]));
+        assert_eq!(acked, HashSet::from([0, 2]));
         assert_eq!(
             bob.handle_header(ms(11), headers[1], ignore),
             Received::Duplicate,

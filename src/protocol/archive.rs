@@ -26,12 +26,23 @@ impl PartitionId {
 #[derive(Debug)]
 pub struct Archive {
     layouts: Layouts,
-    records: Vec<Option<Record>>,
+    slots: Vec<Slot>,
+    len: usize,
     partitions: Vec<Option<Partition>>,
-    /// Ids to give out again, lowest first: low ids are short on the wire.
-    free: BinaryHeap<Reverse<NetId>>,
-    /// Ids whose despawn some client may not know yet.
+    /// Indices to give out again, lowest first: low ones are short on the wire.
+    free: BinaryHeap<Reverse<u32>>,
+    /// Ids whose despawn some client may not know yet: their indices would be ambiguous to it.
     retired: VecDeque<(Tick, NetId)>,
+}
+
+/// What has an index.
+#[derive(Debug)]
+struct Slot {
+    /// The newest id with this index.
+    net: NetId,
+    /// It was given out for an entity that is still to come.
+    is_reserved: bool,
+    record: Option<Record>,
 }
 
 #[derive(Debug, Default)]
@@ -47,6 +58,7 @@ pub(super) struct Record {
     pub partition: PartitionId,
     pub meta: Meta,
     pub priority: f32,
+    pub spawned: Tick,
     /// When it came into its partition.
     pub entered: Tick,
     /// When its owner, role or set of components last changed.
@@ -62,6 +74,8 @@ pub(super) struct Record {
 #[derive(Debug)]
 pub(super) struct Stored {
     pub id: ComponentId,
+    /// Since when the entity has it without a break.
+    pub inserted: Tick,
     pub changed: Tick,
     pub value: StoredValue,
 }
@@ -77,7 +91,8 @@ impl Archive {
     pub fn new(layouts: Layouts) -> Self {
         Self {
             layouts,
-            records: Vec::new(),
+            slots: Vec::new(),
+            len: 0,
             partitions: vec![Some(Partition::default())],
             free: BinaryHeap::new(),
             retired: VecDeque::new(),
@@ -124,21 +139,36 @@ impl Archive {
         meta: Meta,
         priority: f32,
     ) -> NetId {
+        let net = self.reserve();
+        self.spawn_as(net, tick, partition, meta, priority);
+        net
+    }
+
+    /// Adds the entity for which an id was [reserved](Self::reserve); see [`Self::spawn`].
+    pub fn spawn_as(
+        &mut self,
+        net: NetId,
+        tick: Tick,
+        partition: PartitionId,
+        meta: Meta,
+        priority: f32,
+    ) {
+        let slot = self.slots.get(net.index() as usize);
+        if !slot.is_some_and(|slot| slot.net == net && slot.is_reserved) {
+            return;
+        }
         let partition = match self.partition(partition) {
             Some(_) => partition,
             None => PartitionId::GLOBAL,
         };
-        let net = self.free.pop().map_or_else(
-            || {
-                self.records.push(None);
-                NetId((self.records.len() - 1) as u32)
-            },
-            |Reverse(net)| net,
-        );
-        self.records[net.0 as usize] = Some(Record {
+        let slot = &mut self.slots[net.index() as usize];
+        slot.is_reserved = false;
+        self.len += 1;
+        slot.record = Some(Record {
             partition,
             meta,
             priority: bounded(priority),
+            spawned: tick,
             entered: tick,
             structure_changed: tick,
             changed: tick,
@@ -147,16 +177,45 @@ impl Archive {
             newer: None,
         });
         self.link_newest(net);
-        net
     }
 
-    /// Removes an entity; its id is given out again once [`Self::reclaim`] says that every client knows.
+    /// An id that no other entity has or had, for one to be [spawned](Self::spawn_as), or [despawned](Self::despawn)
+    /// before it comes to that.
+    pub fn reserve(&mut self) -> NetId {
+        let Some(Reverse(index)) = self.free.pop() else {
+            let net = NetId::new(self.slots.len() as u32, 0);
+            self.slots.push(Slot {
+                net,
+                is_reserved: true,
+                record: None,
+            });
+            return net;
+        };
+        let slot = &mut self.slots[index as usize];
+        slot.net = slot.net.successor();
+        slot.is_reserved = true;
+        slot.net
+    }
+
+    /// Removes an entity; the index of its id is given out again once [`Self::reclaim`] says that every client knows.
     pub fn despawn(&mut self, tick: Tick, net: NetId) {
+        let Some(slot) = self.slots.get_mut(net.index() as usize) else {
+            return;
+        };
+        if slot.net != net {
+            return;
+        }
+        if slot.is_reserved {
+            // Nobody was told of it.
+            slot.is_reserved = false;
+            self.free.push(Reverse(net.index()));
+        }
         if self.record(net).is_none() {
             return;
         }
         self.leave_partition(tick, net);
-        self.records[net.0 as usize] = None;
+        self.slots[net.index() as usize].record = None;
+        self.len -= 1;
         self.retired.push_back((tick, net));
     }
 
@@ -254,24 +313,35 @@ impl Archive {
         }
     }
 
-    /// Gives ids free whose despawn happened at or before `known_everywhere`.
+    /// Gives indices free whose despawn happened at or before `known_everywhere`.
     pub fn reclaim(&mut self, known_everywhere: Tick) {
         while let Some(&(tick, net)) = self.retired.front()
             && !tick.is_newer_than(known_everywhere)
         {
             self.retired.pop_front();
-            self.free.push(Reverse(net));
+            self.free.push(Reverse(net.index()));
         }
     }
 
-    /// Number of ids that are not given out again yet, since a client may still know what they stood for.
-    pub fn held_names(&self) -> usize {
+    /// Number of indices that are not given out again yet, since a client may still know what they stood for.
+    pub fn retired(&self) -> usize {
         self.retired.len()
+    }
+
+    /// Number of departures that some client may still have to be told of.
+    pub fn tombstones(&self) -> usize {
+        let partitions = self.partitions.iter().flatten();
+        partitions.map(|partition| partition.tombstones.len()).sum()
+    }
+
+    /// Whether an entity is there.
+    pub fn contains(&self, net: NetId) -> bool {
+        self.record(net).is_some()
     }
 
     /// Number of entities.
     pub fn len(&self) -> usize {
-        self.records.len() - self.free.len() - self.retired.len()
+        self.len
     }
 
     /// Whether nothing is replicated.
@@ -281,7 +351,7 @@ impl Archive {
 
     /// Number of quantised values held, over all components and ticks: what is remembered for baselines.
     pub fn remembered_values(&self) -> usize {
-        let records = self.records.iter().flatten();
+        let records = self.slots.iter().flat_map(|slot| &slot.record);
         records
             .flat_map(|record| &record.components)
             .map(|stored| match &stored.value {
@@ -291,12 +361,14 @@ impl Archive {
             .sum()
     }
 
-    pub(super) fn layouts(&self) -> &Layouts {
+    /// How the components of its entities look.
+    pub fn layouts(&self) -> &Layouts {
         &self.layouts
     }
 
     pub(super) fn record(&self, net: NetId) -> Option<&Record> {
-        self.records.get(net.0 as usize)?.as_ref()
+        let slot = self.slots.get(net.index() as usize)?;
+        slot.record.as_ref().filter(|_| slot.net == net)
     }
 
     /// The entities of a partition, the most recently changed first.
@@ -347,7 +419,8 @@ impl Archive {
     }
 
     fn record_mut(&mut self, net: NetId) -> Option<&mut Record> {
-        self.records.get_mut(net.0 as usize)?.as_mut()
+        let slot = self.slots.get_mut(net.index() as usize)?;
+        slot.record.as_mut().filter(|_| slot.net == net)
     }
 
     fn with_component(
@@ -362,10 +435,10 @@ impl Archive {
             Some(Layout::Bytes) => StoredValue::Bytes(Bytes::new()),
             None => return false,
         };
-        let Some(record) = self
-            .records
-            .get_mut(net.0 as usize)
-            .and_then(Option::as_mut)
+        let slot = self.slots.get_mut(net.index() as usize);
+        let Some(record) = slot
+            .filter(|slot| slot.net == net)
+            .and_then(|slot| slot.record.as_mut())
         else {
             return false;
         };
@@ -377,6 +450,7 @@ impl Archive {
             Err(index) => {
                 let stored = Stored {
                     id,
+                    inserted: tick,
                     changed: tick,
                     value: empty,
                 };

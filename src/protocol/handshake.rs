@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::names::NameError;
@@ -14,7 +15,7 @@ use crate::session::SessionId;
 use crate::tick::Tick;
 
 /// Changes whenever what travels on the wire changes its form.
-pub const WIRE_VERSION: u32 = 2;
+pub const WIRE_VERSION: u32 = 3;
 
 /// How many [connect tokens](Control::ConnectToken) a client keeps, and a server remembers of each.
 pub const MAX_CONNECT_TOKENS: usize = 4;
@@ -24,6 +25,10 @@ pub const MAX_CREDENTIALS_BYTES: usize = 800;
 
 /// Longest game version and platform, in bytes.
 pub const MAX_VERSION_BYTES: usize = 64;
+
+/// Longest text in a reason that the other side is told, in bytes: it must fit one datagram, since what ends a link is
+/// not resent. Longer ones are cut.
+pub const MAX_REASON_BYTES: usize = 1_000;
 
 /// The client's first message.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -61,8 +66,11 @@ pub enum Intent {
 /// What a client asks of the server later on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Request {
-    /// To be told everything again: it could not use a snapshot.
-    Resync,
+    /// To be told everything again: it could not use a snapshot. Said until snapshots of another epoch come.
+    Resync {
+        /// The epoch that is of no use any more.
+        epoch: u8,
+    },
     /// The client has its new resume token, so the one before is void.
     ConfirmToken {
         /// See [`ResumeToken::receipt`]. Little endian, so that its length tells nothing and is always the same.
@@ -79,8 +87,6 @@ pub struct Resumption {
     pub first_kept: [u32; STREAMS],
     /// How many of the server's messages are lost: the client was away for longer than they could be kept.
     pub lost: u64,
-    /// Whether entities still have the names under which the client knows them.
-    pub keeps_entities: bool,
 }
 
 /// The server's messages about the connection itself and values too large for snapshots.
@@ -121,15 +127,32 @@ pub enum Control {
     },
     /// A component's value that was too large for a snapshot.
     Value {
-        /// The entity.
+        /// The index of the entity's id.
         net: u32,
+        /// The generation of its id.
+        generation: u32,
         /// The component.
         component: u8,
         /// See [`ApartValue`](super::view::ApartValue).
         version: u32,
         /// The serialised value.
-        bytes: Vec<u8>,
+        #[serde(with = "shared_bytes")]
+        bytes: Bytes,
     },
+}
+
+/// Bytes that are not copied on the way to the encoder.
+mod shared_bytes {
+    use bytes::Bytes;
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub fn serialize<S: Serializer>(bytes: &Bytes, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_bytes(bytes)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Bytes, D::Error> {
+        Vec::deserialize(from).map(Bytes::from)
+    }
 }
 
 /// Why a connection ended or was refused.
@@ -248,12 +271,52 @@ impl DisconnectReason {
         )
     }
 
+    /// The same with no more text than fits a goodbye: [`MAX_REASON_BYTES`], or half of that in each of two texts.
+    #[must_use]
+    pub fn shortened(&self) -> Self {
+        let mut reason = self.clone();
+        match &mut reason {
+            Self::Kicked(text)
+            | Self::InvalidName(text)
+            | Self::LimitExceeded(text)
+            | Self::Unauthorised(text)
+            | Self::ProtocolViolation(text)
+            | Self::Link(text)
+            | Self::NotReady(text)
+            | Self::Banned { reason: text, .. } => cut(text, MAX_REASON_BYTES),
+            Self::GameVersion { server, client }
+            | Self::ProtocolMismatch { server, client, .. } => {
+                cut(server, MAX_REASON_BYTES / 2);
+                cut(client, MAX_REASON_BYTES / 2);
+            }
+            Self::ConnectTimedOut
+            | Self::TimedOut
+            | Self::ClientLeft
+            | Self::ServerShutdown
+            | Self::ServerFull
+            | Self::ResumeRejected(_)
+            | Self::Replaced
+            | Self::Congested
+            | Self::VersionMismatch { .. } => {}
+        }
+        reason
+    }
+
     /// How a ban with so much time left is put.
     pub fn banned(reason: &str, left: Duration) -> Self {
         Self::Banned {
             reason: reason.into(),
             seconds: left.as_secs().max(1),
         }
+    }
+}
+
+/// Shortens a text, and says so by an ellipsis.
+fn cut(text: &mut String, max_bytes: usize) {
+    const ELLIPSIS: &str = "…";
+    if text.len() > max_bytes {
+        text.truncate(text.floor_char_boundary(max_bytes - ELLIPSIS.len()));
+        text.push_str(ELLIPSIS);
     }
 }
 
@@ -328,6 +391,28 @@ mod tests {
             shorter.to_string().contains("the client has nothing"),
             "{shorter}"
         );
+    }
+
+    #[test]
+    fn a_long_reason_is_cut_between_two_characters() {
+        for letter in ["x", "é", "😀"] {
+            for length in [1, 900 / letter.len(), 5_000, 5_001] {
+                let text = letter.repeat(length);
+                let DisconnectReason::Kicked(cut) =
+                    DisconnectReason::Kicked(text.clone()).shortened()
+                else {
+                    panic!("another reason");
+                };
+                assert!(cut.len() <= MAX_REASON_BYTES);
+                match cut.strip_suffix('…') {
+                    None => assert_eq!(cut, text),
+                    Some(beginning) => {
+                        assert!(text.starts_with(beginning));
+                        assert!(cut.len() > MAX_REASON_BYTES - 4, "{}", cut.len());
+                    }
+                }
+            }
+        }
     }
 
     #[test]

@@ -5,9 +5,44 @@ use std::sync::Arc;
 use crate::tick::Tick;
 use crate::wire::quantize::{Field, MAX_WORDS};
 
-/// A replicated entity, as both sides name it. The server gives it out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct NetId(pub u32);
+/// A replicated entity, as both sides name it. The server gives it out, and never gives it to another entity.
+///
+/// An index is short on the wire, and is given out again once its entity is gone and nobody can confuse the two. The
+/// generation counts how often that has happened. It travels where something is named for the first time or long after:
+/// with whole entities and in references. Updates name by index alone.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct NetId {
+    index: u32,
+    generation: u32,
+}
+
+impl NetId {
+    /// The entity that had this index after it had been given out `generation` times before.
+    pub const fn new(index: u32, generation: u32) -> Self {
+        Self { index, generation }
+    }
+
+    /// Its place in the server's records, shared with entities before and after it.
+    pub const fn index(self) -> u32 {
+        self.index
+    }
+
+    /// How many entities had this index before.
+    pub const fn generation(self) -> u32 {
+        self.generation
+    }
+
+    /// The next entity with this index.
+    pub(super) const fn successor(self) -> Self {
+        Self::new(self.index, self.generation.wrapping_add(1))
+    }
+}
+
+impl std::fmt::Debug for NetId {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        write!(f, "NetId({}v{})", self.index, self.generation)
+    }
+}
 
 /// A registered component: its place in the order of registration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -122,6 +157,11 @@ impl History {
             start: 0,
             len: 0,
         }
+    }
+
+    /// Words in a value.
+    pub fn words(&self) -> usize {
+        self.stride as usize - 1
     }
 
     /// Number of values held.

@@ -685,6 +685,17 @@ impl<B: Body> Outbox<B> {
         self.lost_untold = 0;
     }
 
+    /// Takes out everything, oldest first: the session is over, and nobody will ask for it any more.
+    pub fn drain(&mut self) -> Vec<B> {
+        let tails = self.tails.iter_mut().map(|tail| &mut tail.entries);
+        let waiting = self.waiting.iter_mut().flatten();
+        let queues = tails.chain(waiting.map(|queue| &mut queue.entries));
+        let mut entries: Vec<_> = queues.flat_map(std::mem::take).collect();
+        entries.sort_by_key(|entry| entry.stamp);
+        *self = Self::new(self.limits, self.when_full);
+        entries.into_iter().map(|entry| entry.body).collect()
+    }
+
     /// The first number of each stream that is still here, or will be: after a loss, the other side must
     /// [skip](Inbox::skip_to) to it.
     #[must_use]

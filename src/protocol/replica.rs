@@ -3,8 +3,12 @@
 //! Snapshots are taken strictly in order: one that arrives after a newer one is not taken and not acknowledged, so
 //! the server sends again whatever only it contained. That keeps a client's knowledge a straight line, and makes
 //! "acknowledged" mean "stored".
+//!
+//! A snapshot is read before any of it is applied, so one that is refused changes nothing. What it told is missing from
+//! then on, so the whole epoch is given up: the server is asked to start over, and what comes in a new epoch builds on
+//! nothing from before.
 
-use bevy::platform::collections::HashMap;
+use bevy::platform::collections::{HashMap, HashSet};
 use bytes::Bytes;
 
 use super::layout::{ComponentId, History, Layout, Layouts, Meta, NetId};
@@ -19,23 +23,86 @@ use crate::wire::quantize;
 #[derive(Debug)]
 pub struct Replica {
     layouts: Layouts,
-    entities: HashMap<NetId, ReplicaEntity>,
+    /// By the indices of their ids.
+    entities: HashMap<u32, ReplicaEntity>,
     newest: Option<Tick>,
     newest_complete: Option<Tick>,
+    /// The epoch of the newest snapshot taken.
+    epoch: Option<u8>,
+    /// Of which epoch a snapshot was refused, if none of another has been taken since.
+    given_up: Option<u8>,
     early: EarlyValues,
     max_entities: usize,
-    structure: Vec<ComponentId>,
+    draft: Draft,
+}
+
+/// A snapshot that has been read, and is still to be applied.
+#[derive(Debug, Default)]
+struct Draft {
+    gone: Vec<u32>,
+    records: Vec<DraftRecord>,
+    /// The component lists of those records that have one.
+    structures: Vec<ComponentId>,
+    values: Vec<DraftValue>,
+    words: Vec<u32>,
+    inline: Vec<Bytes>,
+    /// The indices of all records.
+    mentioned: HashSet<u32>,
+    /// Entities that are not held yet.
+    spawned: usize,
+}
+
+#[derive(Debug)]
+struct DraftRecord {
+    net: NetId,
+    /// What it is a difference to; `None` for whole entities.
+    base: Option<Tick>,
+    meta: Option<Meta>,
+    /// Where its component list ends, and its values.
+    structures_end: usize,
+    values_end: usize,
+}
+
+#[derive(Debug)]
+struct DraftValue {
+    component: ComponentId,
+    /// When it was inserted, if that is news.
+    inserted: Option<Tick>,
+    value: DraftKind,
+}
+
+#[derive(Debug)]
+enum DraftKind {
+    /// Where its words begin, and whether they were a difference.
+    Words {
+        start: u32,
+        is_delta: bool,
+    },
+    /// Which of the serialised values it is.
+    Inline(u32),
+    Apart {
+        version: u32,
+    },
 }
 
 /// One replicated entity.
 #[derive(Debug, Default)]
 pub struct ReplicaEntity {
+    generation: u32,
     /// Owner and prediction role.
     pub meta: Meta,
     mentioned: Tick,
     /// Until when the values before the newest mention are known to have held.
     held: Tick,
-    components: Vec<(ComponentId, Value)>,
+    components: Vec<Component>,
+}
+
+#[derive(Debug)]
+struct Component {
+    id: ComponentId,
+    /// Insertions up to this tick are known.
+    inserted: Tick,
+    value: Value,
 }
 
 #[derive(Debug)]
@@ -66,24 +133,30 @@ pub enum ValueRef<'a> {
 /// What a snapshot did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Change {
+    /// The server tells everything anew: all entities are forgotten, and those that there still are follow, with the
+    /// same ids. What the first complete snapshot has not named by its end is gone. Always the first change.
+    StartedOver,
     /// A new entity; its components follow.
     Spawned(NetId),
     /// Owner or prediction role differ.
     MetaChanged(NetId),
     /// A component is new or has another value.
     Set(NetId, ComponentId),
-    /// A component is no longer there.
+    /// A component is no longer there. If a [`Self::Set`] follows for it, it was removed and inserted again.
     Removed(NetId, ComponentId),
     /// The entity is gone, or out of sight.
     Despawned(NetId),
 }
 
-/// Why a snapshot was not taken. None of these is acknowledged, so nothing is lost.
+/// Why a snapshot was not taken. Nothing of it was applied, and its datagram must not be acknowledged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SnapshotError {
     /// A newer one came first: ordinary life on a network that reorders.
     #[error("the snapshot is older than one that was already taken")]
     Stale,
+    /// It belongs to an epoch of which a snapshot was refused; see [`Replica::resync_epoch`].
+    #[error("the snapshot belongs to an epoch that was given up")]
+    GivenUp,
     /// It refers to state that this client does not have; ask the server to start over.
     #[error("the snapshot builds on state this client does not have")]
     MissingBaseline,
@@ -152,9 +225,11 @@ impl Replica {
             entities: HashMap::default(),
             newest: None,
             newest_complete: None,
+            epoch: None,
+            given_up: None,
             early: EarlyValues::default(),
             max_entities,
-            structure: Vec::new(),
+            draft: Draft::default(),
         }
     }
 
@@ -168,20 +243,29 @@ impl Replica {
         self.newest_complete
     }
 
+    /// The epoch that the server must leave, since a snapshot of it was refused: ask it to start over, and again until
+    /// this is `None`.
+    pub fn resync_epoch(&self) -> Option<u8> {
+        self.given_up
+    }
+
     /// The entities held.
     pub fn entities(&self) -> impl Iterator<Item = (NetId, &ReplicaEntity)> {
-        self.entities.iter().map(|(&net, entity)| (net, entity))
+        self.entities
+            .iter()
+            .map(|(&index, entity)| (NetId::new(index, entity.generation), entity))
     }
 
     /// One entity.
     pub fn entity(&self, net: NetId) -> Option<&ReplicaEntity> {
-        self.entities.get(&net)
+        let entity = self.entities.get(&net.index())?;
+        (entity.generation == net.generation()).then_some(entity)
     }
 
     /// The tick of which an entity's values are known to be the server's: its values have not changed from when they
     /// were received until then.
     pub fn confirmed(&self, net: NetId) -> Option<Tick> {
-        let mentioned = self.entities.get(&net)?.mentioned;
+        let mentioned = self.entity(net)?.mentioned;
         Some(
             self.newest_complete
                 .map_or(mentioned, |complete| complete.latest(mentioned)),
@@ -194,8 +278,8 @@ impl Replica {
     ///
     /// # Errors
     ///
-    /// See [`SnapshotError`]. A malformed snapshot may have been taken in part. None of it is built upon as long as the
-    /// server is not told that it arrived.
+    /// See [`SnapshotError`]. Nothing is changed then, except that the epoch is given up if the snapshot was not merely
+    /// [stale](SnapshotError::Stale).
     pub fn handle_snapshot(
         &mut self,
         anchor: Tick,
@@ -203,39 +287,126 @@ impl Replica {
         changes: &mut Vec<Change>,
     ) -> Result<Taken, SnapshotError> {
         let mut input = BitReader::new(bytes);
-        let header = SnapshotHeader::read(self.newest.unwrap_or(anchor), &mut input)?;
-        if self
-            .newest
-            .is_some_and(|newest| !header.tick.is_newer_than(newest))
-        {
+        let header = SnapshotHeader::read(self.newest.unwrap_or(anchor), &mut input)
+            .inspect_err(|_| self.given_up = self.given_up.or(Some(self.epoch.unwrap_or(0))))?;
+        let is_old = |newest| !header.tick.is_newer_than(newest);
+        if self.newest.is_some_and(is_old) {
             return Err(SnapshotError::Stale);
         }
-        let mut gone = Vec::new();
-        while input.read_bit()? {
-            let mut ids = IdCoder::default();
-            while input.read_bit()? {
-                gone.push(ids.read(&mut input)?);
-            }
-            let mut ids = IdCoder::default();
-            while input.read_bit()? {
-                let net = ids.read(&mut input)?;
-                self.read_record(&header, net, &mut input, changes)?;
-            }
+        if self.given_up == Some(header.epoch) {
+            return Err(SnapshotError::GivenUp);
         }
-        let complete = input.read_bit()?;
-        for net in gone {
+        let starts_over = self.epoch.is_some_and(|epoch| epoch != header.epoch);
+        let held = match starts_over {
+            true => std::mem::take(&mut self.entities),
+            false => HashMap::default(),
+        };
+        let mut draft = std::mem::take(&mut self.draft);
+        let read = draft.read(self, &header, &mut input);
+        let outcome = match read {
+            Ok(complete) => {
+                self.given_up = None;
+                self.epoch = Some(header.epoch);
+                if starts_over {
+                    self.newest_complete = None;
+                    changes.push(Change::StartedOver);
+                }
+                self.apply(&header, &mut draft, changes);
+                self.newest = Some(header.tick);
+                if complete {
+                    self.newest_complete = Some(header.tick);
+                }
+                Ok(Taken { header, complete })
+            }
+            Err(error) => {
+                if starts_over {
+                    self.entities = held;
+                }
+                self.given_up = Some(header.epoch);
+                Err(error)
+            }
+        };
+        draft.clear();
+        self.draft = draft;
+        outcome
+    }
+
+    /// Brings the entities up to date with a snapshot that fits them.
+    fn apply(&mut self, header: &SnapshotHeader, draft: &mut Draft, changes: &mut Vec<Change>) {
+        let mut values = draft.values.drain(..);
+        let mut arrived = ArrivedValues {
+            words: &draft.words,
+            inline: &mut draft.inline,
+        };
+        let (mut structures_start, mut values_start) = (0, 0);
+        for record in &draft.records {
+            let structure = &draft.structures[structures_start..record.structures_end];
+            let values = values.by_ref().take(record.values_end - values_start);
+            (structures_start, values_start) = (record.structures_end, record.values_end);
+            self.apply_record(header, record, structure, values, &mut arrived, changes);
+        }
+        for &index in &draft.gone {
             // What left one place may have entered another, in whichever order they are told. Values that came early
             // stay: they may be for when it comes back.
-            let stays = |entity: &ReplicaEntity| entity.mentioned == header.tick;
-            if !self.entities.get(&net).is_some_and(stays) && self.entities.remove(&net).is_some() {
-                changes.push(Change::Despawned(net));
+            if !draft.mentioned.contains(&index)
+                && let Some(entity) = self.entities.remove(&index)
+            {
+                changes.push(Change::Despawned(NetId::new(index, entity.generation)));
             }
         }
-        self.newest = Some(header.tick);
-        if complete {
-            self.newest_complete = Some(header.tick);
+    }
+
+    fn apply_record(
+        &mut self,
+        header: &SnapshotHeader,
+        record: &DraftRecord,
+        structure: &[ComponentId],
+        values: impl Iterator<Item = DraftValue>,
+        arrived: &mut ArrivedValues,
+        changes: &mut Vec<Change>,
+    ) {
+        let (net, tick) = (record.net, header.tick);
+        self.make_room(net, changes);
+        let Some(entity) = self.entities.get_mut(&net.index()) else {
+            return;
+        };
+        let complete = self.newest_complete.unwrap_or(entity.mentioned);
+        entity.held = entity.mentioned.latest(complete);
+        entity.mentioned = tick;
+        if let Some(meta) = record.meta {
+            if meta != entity.meta {
+                entity.meta = meta;
+                changes.push(Change::MetaChanged(net));
+            }
+            entity.set_structure(&self.layouts, structure, tick, |removed| {
+                changes.push(Change::Removed(net, removed));
+            });
         }
-        Ok(Taken { header, complete })
+        let mut awaited = Vec::new();
+        for value in values {
+            let id = value.component;
+            let Some(component) = entity.component_mut(id) else {
+                continue; // refused when it was read
+            };
+            let is_again = value
+                .inserted
+                .is_some_and(|inserted| inserted.is_newer_than(component.inserted));
+            if is_again {
+                component.inserted = tick;
+                component.value = Value::empty(&self.layouts, id);
+                changes.push(Change::Removed(net, id));
+            }
+            match component.set(value.value, record.base, tick, arrived) {
+                Arrived::New => changes.push(Change::Set(net, id)),
+                Arrived::Apart => awaited.push(id),
+                Arrived::Known => {}
+            }
+        }
+        for id in awaited {
+            if let Some(early) = self.early.take((net, id)) {
+                self.handle_apart(early, changes);
+            }
+        }
     }
 
     /// Takes a value that was too large for a snapshot.
@@ -243,8 +414,10 @@ impl Replica {
         let key = (value.net, value.component);
         let slot = self
             .entities
-            .get_mut(&key.0)
-            .and_then(|entity| entity.value_mut(key.1));
+            .get_mut(&value.net.index())
+            .filter(|entity| entity.generation == value.net.generation())
+            .and_then(|entity| entity.component_mut(key.1))
+            .map(|component| &mut component.value);
         if let Some(slot) = slot
             && matches!(slot, Value::Awaited { version } if *version == value.version)
         {
@@ -260,93 +433,178 @@ impl Replica {
         self.early.insert(value);
     }
 
+    /// Sees to it that the entity with this index is the one that is meant.
+    fn make_room(&mut self, net: NetId, changes: &mut Vec<Change>) {
+        if let Some(entity) = self.entities.get(&net.index()) {
+            if entity.generation == net.generation() {
+                return;
+            }
+            // Another has its index now, so it is gone.
+            changes.push(Change::Despawned(NetId::new(
+                net.index(),
+                entity.generation,
+            )));
+        }
+        let entity = ReplicaEntity {
+            generation: net.generation(),
+            ..ReplicaEntity::default()
+        };
+        self.entities.insert(net.index(), entity);
+        changes.push(Change::Spawned(net));
+    }
+}
+
+impl Draft {
+    fn clear(&mut self) {
+        self.gone.clear();
+        self.records.clear();
+        self.structures.clear();
+        self.values.clear();
+        self.words.clear();
+        self.inline.clear();
+        self.mentioned.clear();
+        self.spawned = 0;
+    }
+
+    /// Reads what follows the header, and checks it against what the replica holds; says whether it is complete.
+    fn read(
+        &mut self,
+        replica: &Replica,
+        header: &SnapshotHeader,
+        input: &mut BitReader,
+    ) -> Result<bool, SnapshotError> {
+        while input.read_bit()? {
+            let mut ids = IdCoder::default();
+            while input.read_bit()? {
+                self.gone.push(ids.read(input)?);
+            }
+            let mut ids = IdCoder::default();
+            while input.read_bit()? {
+                let index = ids.read(input)?;
+                if !self.mentioned.insert(index) {
+                    return Err(WireError::InvalidValue("an entity that is told twice").into());
+                }
+                self.read_record(replica, header, index, input)?;
+            }
+        }
+        Ok(input.read_bit()?)
+    }
+
     fn read_record(
         &mut self,
+        replica: &Replica,
         header: &SnapshotHeader,
-        net: NetId,
+        index: u32,
         input: &mut BitReader,
-        changes: &mut Vec<Change>,
     ) -> Result<(), SnapshotError> {
-        let tick = header.tick;
-        let base = Base::read(tick, input)?;
-        let known = match base {
+        let base = match Base::read(header.tick, input)? {
             Base::Nothing => None,
             Base::Snapshot => Some(header.baseline),
             Base::Own(tick) => Some(tick),
         };
-        if known.is_none() && !self.entities.contains_key(&net) {
-            if self.entities.len() >= self.max_entities {
-                return Err(SnapshotError::TooManyEntities(self.max_entities));
+        let held = replica.entities.get(&index);
+        let (net, held) = match (base, held) {
+            (Some(_), Some(held)) => (NetId::new(index, held.generation), Some(held)),
+            (Some(_), None) => return Err(SnapshotError::MissingBaseline),
+            (None, held) => {
+                let net = snapshot::read_generation(index, input)?;
+                self.spawned += usize::from(held.is_none());
+                if replica.entities.len() + self.spawned > replica.max_entities {
+                    return Err(SnapshotError::TooManyEntities(replica.max_entities));
+                }
+                let is_it = |held: &&ReplicaEntity| held.generation == net.generation();
+                (net, held.filter(is_it))
             }
-            self.entities.insert(net, ReplicaEntity::default());
-            changes.push(Change::Spawned(net));
-        }
-        let Some(entity) = self.entities.get_mut(&net) else {
-            return Err(SnapshotError::MissingBaseline);
         };
-        let complete = self.newest_complete.unwrap_or(entity.mentioned);
-        entity.held = entity.mentioned.latest(complete);
-        entity.mentioned = tick;
-        if known.is_none() || input.read_bit()? {
-            let meta = snapshot::read_structure(&self.layouts, input, &mut self.structure)?;
-            if meta != entity.meta {
-                entity.meta = meta;
-                changes.push(Change::MetaChanged(net));
-            }
-            entity.set_structure(&self.layouts, &self.structure, |removed| {
-                changes.push(Change::Removed(net, removed));
-            });
-        }
-        let mut awaited = Vec::new();
-        for (id, value) in &mut entity.components {
-            if known.is_some() && !input.read_bit()? {
-                if value.is_missing() {
-                    return Err(WireError::InvalidValue("a new component without a value").into());
+        let has_structure = base.is_none() || input.read_bit()?;
+        let start = self.structures.len();
+        let structures = &mut self.structures;
+        let meta = has_structure
+            .then(|| snapshot::read_structure(&replica.layouts, input, structures))
+            .transpose()?;
+        match (has_structure, held) {
+            (true, _) => {
+                for at in start..self.structures.len() {
+                    let id = self.structures[at];
+                    let component = held.and_then(|held| held.component(id));
+                    self.read_value(replica, header.tick, base, true, id, component, input)?;
                 }
-                continue;
             }
-            match (self.layouts.get(*id), &mut *value) {
-                (Some(Layout::Words(fields)), Value::Words(history)) => {
-                    let mut words = [0; quantize::MAX_WORDS];
-                    let words = &mut words[..fields.len()];
-                    match known {
-                        Some(known) if !input.read_bit()? => {
-                            let base = history.at(known).ok_or(SnapshotError::MissingBaseline)?;
-                            quantize::read_delta(fields, base, words, input)?;
-                            history.forget_before(known);
-                        }
-                        _ => quantize::read_full(fields, words, input)?,
-                    }
-                    if history.push(tick, words) {
-                        changes.push(Change::Set(net, *id));
-                    }
+            (false, Some(held)) => {
+                for component in &held.components {
+                    let id = component.id;
+                    let known = Some(component);
+                    self.read_value(replica, header.tick, base, false, id, known, input)?;
                 }
-                _ => match BytesValue::read(input)? {
-                    BytesValue::Inline(new) => {
-                        let same = matches!(&*value, Value::Bytes { bytes, .. } if *bytes == new);
-                        if !same {
-                            *value = Value::Bytes {
-                                bytes: new.into(),
-                                version: None,
-                            };
-                            changes.push(Change::Set(net, *id));
-                        }
-                    }
-                    BytesValue::Apart { version } => {
-                        let same = matches!(&*value, Value::Bytes { version: had, .. } if *had == Some(version));
-                        if !same {
-                            *value = Value::Awaited { version };
-                            awaited.push(*id);
-                        }
-                    }
-                },
             }
+            (false, None) => return Err(SnapshotError::MissingBaseline),
         }
-        for id in awaited {
-            if let Some(early) = self.early.take((net, id)) {
-                self.handle_apart(early, changes);
+        self.records.push(DraftRecord {
+            net,
+            base,
+            meta,
+            structures_end: self.structures.len(),
+            values_end: self.values.len(),
+        });
+        Ok(())
+    }
+
+    fn read_value(
+        &mut self,
+        replica: &Replica,
+        tick: Tick,
+        base: Option<Tick>,
+        has_structure: bool,
+        id: ComponentId,
+        known: Option<&Component>,
+        input: &mut BitReader,
+    ) -> Result<(), SnapshotError> {
+        if base.is_some() && !input.read_bit()? {
+            if known.is_none_or(|known| known.value.is_missing()) {
+                return Err(WireError::InvalidValue("a new component without a value").into());
             }
+            return Ok(());
         }
+        let inserted = match has_structure {
+            true => snapshot::read_age(tick, input)?,
+            false => None,
+        };
+        let value = match replica.layouts.get(id) {
+            Some(Layout::Words(fields)) => {
+                let start = self.words.len();
+                self.words.resize(start + fields.len(), 0);
+                let words = &mut self.words[start..];
+                let base = match base {
+                    Some(base) if !input.read_bit()? => Some(base),
+                    _ => None,
+                };
+                match base {
+                    Some(base) => {
+                        let value = known
+                            .and_then(|known| known.value.at(base))
+                            .ok_or(SnapshotError::MissingBaseline)?;
+                        quantize::read_delta(fields, value, words, input)?;
+                    }
+                    None => quantize::read_full(fields, words, input)?,
+                }
+                DraftKind::Words {
+                    start: start as u32,
+                    is_delta: base.is_some(),
+                }
+            }
+            _ => match BytesValue::read(input)? {
+                BytesValue::Inline(bytes) => {
+                    self.inline.push(bytes.into());
+                    DraftKind::Inline(self.inline.len() as u32 - 1)
+                }
+                BytesValue::Apart { version } => DraftKind::Apart { version },
+            },
+        };
+        self.values.push(DraftValue {
+            component: id,
+            inserted,
+            value,
+        });
         Ok(())
     }
 }
@@ -361,57 +619,136 @@ impl ReplicaEntity {
     pub fn values(&self) -> impl Iterator<Item = (ComponentId, ValueRef<'_>)> {
         self.components
             .iter()
-            .filter_map(|(id, value)| Some((*id, value.newest()?)))
+            .filter_map(|component| Some((component.id, component.value.newest()?)))
     }
 
     /// Whether it has a component, also one whose value is still awaited.
     pub fn has(&self, id: ComponentId) -> bool {
-        self.components.iter().any(|(of, _)| *of == id)
+        self.component(id).is_some()
     }
 
     /// The newest value of a component.
     pub fn value(&self, id: ComponentId) -> Option<ValueRef<'_>> {
-        let index = self
-            .components
-            .binary_search_by_key(&id, |(id, _)| *id)
-            .ok()?;
-        self.components[index].1.newest()
+        self.component(id)?.value.newest()
     }
 
-    fn value_mut(&mut self, id: ComponentId) -> Option<&mut Value> {
-        let index = self
-            .components
-            .binary_search_by_key(&id, |(id, _)| *id)
-            .ok()?;
-        Some(&mut self.components[index].1)
+    fn find(&self, id: ComponentId) -> Result<usize, usize> {
+        self.components
+            .binary_search_by_key(&id, |component| component.id)
+    }
+
+    fn component(&self, id: ComponentId) -> Option<&Component> {
+        Some(&self.components[self.find(id).ok()?])
+    }
+
+    fn component_mut(&mut self, id: ComponentId) -> Option<&mut Component> {
+        let index = self.find(id).ok()?;
+        Some(&mut self.components[index])
     }
 
     fn set_structure(
         &mut self,
         layouts: &Layouts,
         structure: &[ComponentId],
+        tick: Tick,
         mut removed: impl FnMut(ComponentId),
     ) {
-        self.components.retain(|(id, _)| {
-            let stays = structure.contains(id);
+        self.components.retain(|component| {
+            let stays = structure.contains(&component.id);
             if !stays {
-                removed(*id);
+                removed(component.id);
             }
             stays
         });
         for &id in structure {
-            if let Err(index) = self.components.binary_search_by_key(&id, |(id, _)| *id) {
-                let value = match layouts.get(id) {
-                    Some(Layout::Words(fields)) => Value::Words(History::new(fields.len())),
-                    _ => Value::Missing,
+            if let Err(index) = self.find(id) {
+                let component = Component {
+                    id,
+                    inserted: tick,
+                    value: Value::empty(layouts, id),
                 };
-                self.components.insert(index, (id, value));
+                self.components.insert(index, component);
             }
         }
     }
 }
 
+/// The values of a draft.
+struct ArrivedValues<'a> {
+    words: &'a [u32],
+    inline: &'a mut [Bytes],
+}
+
+/// What a value that came is to an entity.
+enum Arrived {
+    New,
+    Known,
+    /// It comes as a message, or has come already.
+    Apart,
+}
+
+impl Component {
+    fn set(
+        &mut self,
+        value: DraftKind,
+        base: Option<Tick>,
+        tick: Tick,
+        arrived: &mut ArrivedValues,
+    ) -> Arrived {
+        let is_new = match (value, &mut self.value) {
+            (DraftKind::Words { start, is_delta }, Value::Words(history)) => {
+                if is_delta && let Some(base) = base {
+                    history.forget_before(base);
+                }
+                let start = start as usize;
+                history.push(tick, &arrived.words[start..start + history.words()])
+            }
+            (DraftKind::Words { .. }, _) => false, // a layout does not change
+            (DraftKind::Inline(index), current) => {
+                let new = std::mem::take(&mut arrived.inline[index as usize]);
+                let same = matches!(&*current, Value::Bytes { bytes, .. } if *bytes == new);
+                if !same {
+                    *current = Value::Bytes {
+                        bytes: new,
+                        version: None,
+                    };
+                }
+                !same
+            }
+            (DraftKind::Apart { version }, current) => {
+                let same =
+                    matches!(&*current, Value::Bytes { version: had, .. } if *had == Some(version));
+                if !same {
+                    *current = Value::Awaited { version };
+                    return Arrived::Apart;
+                }
+                false
+            }
+        };
+        match is_new {
+            true => Arrived::New,
+            false => Arrived::Known,
+        }
+    }
+}
+
 impl Value {
+    /// No value yet.
+    fn empty(layouts: &Layouts, id: ComponentId) -> Self {
+        match layouts.get(id) {
+            Some(Layout::Words(fields)) => Self::Words(History::new(fields.len())),
+            _ => Self::Missing,
+        }
+    }
+
+    /// The quantised value that held at `tick`.
+    fn at(&self, tick: Tick) -> Option<&[u32]> {
+        match self {
+            Self::Words(history) => history.at(tick),
+            _ => None,
+        }
+    }
+
     fn is_missing(&self) -> bool {
         self.newest().is_none() && !matches!(self, Self::Awaited { .. })
     }
@@ -434,7 +771,7 @@ mod tests {
         let mut replica = Replica::new(Layouts::new([Layout::Bytes]), 10);
         for net in 0..400_000 {
             let value = ApartValue {
-                net: NetId(net),
+                net: NetId::new(net, 0),
                 component: ComponentId(0),
                 version: 0,
                 bytes: Bytes::new(),
@@ -443,7 +780,7 @@ mod tests {
         }
         let held = replica.early.newer.len() + replica.early.older.len();
         assert!(held * size_of::<ApartValue>() <= 2 * EarlyValues::MAX_BYTES);
-        let newest = replica.early.take((NetId(399_999), ComponentId(0)));
+        let newest = replica.early.take((NetId::new(399_999, 0), ComponentId(0)));
         assert!(newest.is_some(), "the newest are the ones that are kept");
     }
 }

@@ -2,18 +2,20 @@
 //!
 //! ```text
 //! snapshot   header { 1 block } 0 complete
-//! block      { 1 id } 0  { 1 id record } 0          what is gone, then what changed
+//! block      { 1 index } 0  { 1 index record } 0    what is gone, then what changed
 //! record     0 update                                against the snapshot's baseline
 //!            1 0 full
 //!            1 1 ticks-back update                   against a baseline of its own
-//! full       structure { value }                     one value per component
-//! update     0 { change } | 1 structure { change }   one change per component
-//! change     0 | 1 value                             quantised values: 1 0 delta, or 1 1 words
+//! full       generation structure { age value }      one value per component
+//! update     0 { change }                            one change per component
+//!            1 structure { change }
+//! change     0 | 1 age value                         quantised values: 1 age 0 delta, or 1 age 1 words
+//! age        0 | 1 ticks-back                        when it was inserted, if that is news; only after a structure
 //! value      words | 0 length bytes | 1 version      the last when a large value travels as a message
 //! structure  owner role components
 //! ```
 //!
-//! Ids are written as differences to the one before, numbers as Exp-Golomb codes.
+//! Indices are written as differences to the one before, numbers as Exp-Golomb codes.
 
 use super::layout::{ComponentId, Layouts, Meta, NetId, PredictedBy};
 use crate::tick::{Tick, Ticks};
@@ -25,6 +27,8 @@ use crate::wire::bits::{BitReader, BitWriter};
 pub struct SnapshotHeader {
     /// The tick whose outcome it describes.
     pub tick: Tick,
+    /// How often the view has started over, modulo [`EPOCHS`]. Nothing from before is built upon.
+    pub epoch: u8,
     /// Updates in it are against the client's state of this tick.
     pub baseline: Tick,
     /// The tick of the snapshot that was sent before this one.
@@ -32,6 +36,9 @@ pub struct SnapshotHeader {
     /// The server's view of the client's inputs.
     pub inputs: Option<InputReport>,
 }
+
+/// Epochs are told apart as long as a client misses fewer than so many in a row.
+pub const EPOCHS: u8 = 16;
 
 /// How the client's inputs arrive at the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +54,7 @@ pub struct InputReport {
 impl SnapshotHeader {
     pub(super) fn write(&self, out: &mut BitWriter) {
         out.write_bits(self.tick.0 & 0xffff, 16);
+        out.write_bits(u32::from(self.epoch % EPOCHS), 4);
         out.write_exp_golomb(self.tick.0.wrapping_sub(self.baseline.0), 3);
         out.write_exp_golomb(self.tick.0.wrapping_sub(self.previous.0), 1);
         out.write_bit(self.inputs.is_some());
@@ -63,6 +71,7 @@ impl SnapshotHeader {
     /// `newest` is the newest tick seen so far; it tells which of the ticks with these low bits is meant.
     pub(super) fn read(newest: Tick, input: &mut BitReader) -> Result<Self, WireError> {
         let tick = newest.nearest_with_low_bits(input.read_bits(16)? as u16);
+        let epoch = input.read_bits(4)? as u8;
         let baseline = tick - Ticks(input.read_exp_golomb(3)?);
         let previous = tick - Ticks(input.read_exp_golomb(1)?);
         let inputs = if input.read_bit()? {
@@ -84,6 +93,7 @@ impl SnapshotHeader {
         };
         Ok(Self {
             tick,
+            epoch,
             baseline,
             previous,
             inputs,
@@ -91,7 +101,7 @@ impl SnapshotHeader {
     }
 }
 
-/// Ids are written as the difference to the one before in the same list.
+/// Indices of ids are written as the difference to the one before in the same list.
 #[derive(Clone, Copy, Default)]
 pub(super) struct IdCoder {
     previous: u32,
@@ -99,15 +109,15 @@ pub(super) struct IdCoder {
 
 impl IdCoder {
     pub fn write(&mut self, net: NetId, out: &mut BitWriter) {
-        let step = net.0.wrapping_sub(self.previous).cast_signed();
+        let step = net.index().wrapping_sub(self.previous).cast_signed();
         out.write_signed_exp_golomb(step, 1);
-        self.previous = net.0;
+        self.previous = net.index();
     }
 
-    pub fn read(&mut self, input: &mut BitReader) -> Result<NetId, WireError> {
+    pub fn read(&mut self, input: &mut BitReader) -> Result<u32, WireError> {
         let step = input.read_signed_exp_golomb(1)?;
         self.previous = self.previous.wrapping_add_signed(step);
-        Ok(NetId(self.previous))
+        Ok(self.previous)
     }
 }
 
@@ -142,6 +152,15 @@ impl Base {
     }
 }
 
+/// Tells a whole entity from others that have or had its index. Most have no predecessors: one bit.
+pub(super) fn write_generation(net: NetId, out: &mut BitWriter) {
+    out.write_exp_golomb(net.generation(), 0);
+}
+
+pub(super) fn read_generation(index: u32, input: &mut BitReader) -> Result<NetId, WireError> {
+    Ok(NetId::new(index, input.read_exp_golomb(0)?))
+}
+
 pub(super) fn write_structure(
     meta: Meta,
     components: impl ExactSizeIterator<Item = ComponentId>,
@@ -160,7 +179,7 @@ pub(super) fn write_structure(
     }
 }
 
-/// Reads a structure; components come in ascending order and are all registered.
+/// Reads a structure; its components are appended, in ascending order, and are all registered.
 pub(super) fn read_structure(
     layouts: &Layouts,
     input: &mut BitReader,
@@ -174,7 +193,6 @@ pub(super) fn read_structure(
     let predicted_by = PredictedBy::from_bits(input.read_bits(2)?)
         .ok_or(WireError::InvalidValue("prediction role"))?;
     let count = input.read_exp_golomb(1)?;
-    components.clear();
     let mut next = 0u32;
     for _ in 0..count {
         let id = next.saturating_add(input.read_exp_golomb(0)?);
@@ -189,6 +207,21 @@ pub(super) fn read_structure(
         owner,
         predicted_by,
     })
+}
+
+/// When a component was inserted, if that happened after what a client knows: it may have been removed before.
+pub(super) fn write_age(inserted: Option<Tick>, tick: Tick, out: &mut BitWriter) {
+    out.write_bit(inserted.is_some());
+    if let Some(inserted) = inserted {
+        out.write_exp_golomb(tick.0.wrapping_sub(inserted.0), 3);
+    }
+}
+
+pub(super) fn read_age(tick: Tick, input: &mut BitReader) -> Result<Option<Tick>, WireError> {
+    if !input.read_bit()? {
+        return Ok(None);
+    }
+    Ok(Some(tick - Ticks(input.read_exp_golomb(3)?)))
 }
 
 /// A serialised value: in the snapshot itself, or announced by its version and sent as a reliable message.

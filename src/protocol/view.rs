@@ -27,6 +27,8 @@ use crate::wire::quantize;
 #[derive(Debug)]
 pub struct View {
     partitions: SmallVec<[PartitionId; 2]>,
+    /// How often it has started over, modulo [`snapshot::EPOCHS`].
+    epoch: u8,
     baseline: Tick,
     previous: Tick,
     exceptions: HashMap<NetId, Exception>,
@@ -35,10 +37,13 @@ pub struct View {
     /// Whole entities of which nothing was sent yet, in the order in which they will be. Stale names as above.
     backlog: VecDeque<NetId>,
     in_flight: VecDeque<InFlight>,
-    knows_all: bool,
     /// Number of the next snapshot: orders what was sent against what became an exception.
     next_number: u64,
     apart: HashMap<NetId, SentApart>,
+    /// Entities that do not fit a snapshot even alone: as of which change, and with how many bits.
+    oversized: HashMap<NetId, (Tick, usize)>,
+    /// This one did not fit beside what is gone, which therefore waits for the next snapshot.
+    next_alone: Option<NetId>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -77,7 +82,6 @@ struct InFlight {
     seq: u16,
     tick: Tick,
     number: u64,
-    is_complete: bool,
     exceptions: Vec<NetId>,
 }
 
@@ -127,13 +131,22 @@ pub struct Encoded {
 /// Clear it when the archive changes.
 #[derive(Debug, Default)]
 pub struct BlockCache {
-    /// `None`: must not be shared, see [`Block::encode`].
-    blocks: HashMap<(PartitionId, Tick), Option<Block>>,
+    blocks: HashMap<(PartitionId, Tick), Shared>,
     gone: Vec<NetId>,
     updates: Vec<Candidate>,
     in_turn: Vec<NetId>,
     candidates: Vec<Candidate>,
     large: Vec<ComponentId>,
+}
+
+/// What clients with the same baseline are sent of a partition.
+#[derive(Debug)]
+enum Shared {
+    Block(Block),
+    /// Longer than so many bits, which was all that somebody had room for. Others may have more.
+    LongerThan(usize),
+    /// A value of it travels apart, and to whom it was sent is a client's own matter.
+    Never,
 }
 
 #[derive(Debug)]
@@ -157,13 +170,71 @@ struct Pass<'a> {
     number: u64,
     /// How long the output may become, in bits.
     end: usize,
+    /// How much of that is for entities.
+    room: usize,
     resend_after: Ticks,
+}
+
+impl Pass<'_> {
+    /// Ticks since then, at least one.
+    fn waited(&self, since: Tick) -> f32 {
+        self.tick.distance_from(since).max(1) as f32
+    }
+}
+
+impl Candidate {
+    /// Writes it if it fits. Serialised values above `max_inline` bytes are only announced, and noted in `large`.
+    fn write(
+        self,
+        pass: Pass,
+        record: &Record,
+        baseline: Tick,
+        max_inline: usize,
+        ids: &mut IdCoder,
+        large: &mut Vec<ComponentId>,
+        out: &mut BitWriter,
+    ) -> bool {
+        let mark = (out.bit_len(), *ids);
+        large.clear();
+        out.write_bit(true);
+        ids.write(self.net, out);
+        self.base.write(pass.tick, out);
+        let goes_apart = |id, bytes: &[u8]| {
+            let goes = bytes.len() > max_inline;
+            if goes {
+                large.push(id);
+            }
+            goes
+        };
+        write_record(
+            pass.archive,
+            self.net,
+            record,
+            self.base,
+            pass.tick,
+            baseline,
+            out,
+            goes_apart,
+        );
+        let fits = out.bit_len() + TRAILER_BITS <= pass.end;
+        if !fits {
+            out.truncate(mark.0);
+            *ids = mark.1;
+        }
+        fits
+    }
 }
 
 impl BlockCache {
     /// Forgets everything.
     pub fn clear(&mut self) {
         self.blocks.clear();
+    }
+
+    /// How many blocks can be shared.
+    pub fn shared(&self) -> usize {
+        let is_block = |shared: &&Shared| matches!(shared, Shared::Block(_));
+        self.blocks.values().filter(is_block).count()
     }
 }
 
@@ -186,6 +257,7 @@ impl View {
     pub fn new(now: Tick) -> Self {
         Self {
             partitions: SmallVec::new(),
+            epoch: 0,
             // What still happens in this tick is news.
             baseline: now - Ticks(1),
             previous: now,
@@ -193,20 +265,16 @@ impl View {
             active: Vec::new(),
             backlog: VecDeque::new(),
             in_flight: VecDeque::new(),
-            knows_all: false,
             next_number: 0,
             apart: HashMap::default(),
+            oversized: HashMap::default(),
+            next_alone: None,
         }
     }
 
     /// Everything up to this tick is known to the client, save for exceptions.
     pub fn baseline(&self) -> Tick {
         self.baseline
-    }
-
-    /// Whether the client once had everything, and so has nothing left of what it had before.
-    pub fn knows_all(&self) -> bool {
-        self.knows_all
     }
 
     /// The partitions that are seen.
@@ -259,15 +327,41 @@ impl View {
         }
     }
 
-    /// Starts over, as if nothing were known of what the client has: everything is sent again.
-    pub fn resync(&mut self, archive: &Archive, now: Tick) {
-        self.apart.clear();
-        for partition in self.partitions.clone() {
-            for (net, _) in by_priority(archive, partition) {
-                self.except(net, Knowledge::Unknown, now);
-            }
-        }
+    /// Starts over, as if the client knew nothing: everything is sent again, in a new epoch, and acknowledgements of
+    /// what was sent before say nothing any more. The client forgets what it had when it sees the new epoch.
+    pub fn start_over(&mut self, archive: &Archive, now: Tick) {
+        let partitions = std::mem::take(&mut self.partitions);
+        *self = Self {
+            epoch: (self.epoch + 1) % snapshot::EPOCHS,
+            previous: self.previous,
+            next_number: self.next_number,
+            ..Self::new(now)
+        };
+        self.set_partitions(archive, now, &partitions);
     }
+
+    /// How often this view has started over, modulo [`EPOCHS`](super::snapshot::EPOCHS).
+    pub fn epoch(&self) -> u8 {
+        self.epoch
+    }
+
+    /// Whether the client has acknowledged nothing for so long that the archive keeps too much for it alone: what was
+    /// despawned, and the past of what changed. It had better [start over](Self::start_over) then.
+    ///
+    /// 1,200 ticks are longer than links take to recover, if they do. When much is despawned, it is as many as
+    /// [`Self::MAX_RETIRED`] ids allow, but at least two seconds.
+    pub fn is_left_behind(&self, archive: &Archive, now: Tick) -> bool {
+        let behind = now.distance_from(self.forgotten_before());
+        let limit = match archive.retired() > Self::MAX_RETIRED {
+            true => Self::MAX_TICKS_BEHIND / 10,
+            false => Self::MAX_TICKS_BEHIND,
+        };
+        behind > limit
+    }
+
+    const MAX_TICKS_BEHIND: i32 = 1_200;
+    /// Ids that may wait to be given out again.
+    const MAX_RETIRED: usize = 16_384;
 
     /// A value could not be sent as a message; its entity is sent again, with its large values.
     pub fn handle_unsent(&mut self, value: &ApartValue, now: Tick) {
@@ -290,7 +384,6 @@ impl View {
             return;
         };
         self.baseline = self.baseline.latest(sent.tick);
-        self.knows_all |= sent.is_complete;
         for net in sent.exceptions {
             let Some(exception) = self.exceptions.get_mut(&net) else {
                 continue;
@@ -333,11 +426,13 @@ impl View {
             tick,
             number: self.next_number,
             end: out.bit_len() + budget.max_bytes * 8,
+            room: 0,
             resend_after: budget.resend_after,
         };
         self.next_number += 1;
         let header = SnapshotHeader {
             tick,
+            epoch: self.epoch,
             baseline: self.baseline,
             previous: self.previous,
             inputs,
@@ -358,7 +453,6 @@ impl View {
             seq,
             tick,
             number: pass.number,
-            is_complete: encoded.complete,
             exceptions: sent,
         });
         encoded
@@ -409,6 +503,11 @@ impl View {
             complete: true,
             ..Encoded::default()
         };
+        let pass = Pass {
+            room: pass.end.saturating_sub(start),
+            ..pass
+        };
+        self.oversized.retain(|net, _| pass.archive.contains(*net));
         out.write_bit(true);
         self.write_gone(pass, cache, out, sent, &mut encoded);
         out.write_bit(false);
@@ -431,7 +530,11 @@ impl View {
         let mut gone = std::mem::take(&mut cache.gone);
         encoded.complete &= self.collect_gone(pass, &mut gone);
         // Half of the room at most: what lives must not wait for all that is gone.
-        let end = out.bit_len() + pass.end.saturating_sub(out.bit_len() + TRAILER_BITS) / 2;
+        let share = match self.next_alone {
+            None => pass.end.saturating_sub(out.bit_len() + TRAILER_BITS) / 2,
+            Some(_) => 0,
+        };
+        let end = out.bit_len() + share;
         let mut ids = IdCoder::default();
         for net in gone.drain(..) {
             let mark = (out.bit_len(), ids);
@@ -461,7 +564,8 @@ impl View {
         sent: &mut Vec<NetId>,
         encoded: &mut Encoded,
     ) {
-        encoded.complete &= self.collect_candidates(pass, cache);
+        encoded.complete &= self.collect_candidates(pass, cache, &mut encoded.oversized);
+        let gone = encoded.entities;
         let mut ids = IdCoder::default();
         let mut misfits = 0;
         for &candidate in &cache.candidates {
@@ -471,69 +575,63 @@ impl View {
             if self.is_in_snapshot(candidate.net, pass.number) {
                 continue;
             }
-            let limits: &[usize] = match encoded.entities {
+            let limits: &[usize] = match encoded.entities - gone {
                 // Nothing will ever make more room for it: send all of its large values apart.
                 0 => &[MAX_INLINE_BYTES, MAX_INLINE_BYTES_WHEN_CROWDED],
                 _ if misfits < MISFITS => &[MAX_INLINE_BYTES],
                 _ => &[],
             };
+            let large = &mut cache.large;
             let fits = limits.iter().any(|&max_inline| {
-                let mark = (out.bit_len(), ids);
-                let large = &mut cache.large;
-                large.clear();
-                out.write_bit(true);
-                ids.write(candidate.net, out);
-                candidate.base.write(pass.tick, out);
-                let goes_apart = |id, bytes: &[u8]| {
-                    let goes = bytes.len() > max_inline;
-                    if goes {
-                        large.push(id);
-                    }
-                    goes
-                };
-                write_record(
-                    pass.archive,
-                    record,
-                    candidate.base,
-                    self.baseline,
-                    out,
-                    goes_apart,
-                );
-                let fits = out.bit_len() + TRAILER_BITS <= pass.end;
-                if !fits {
-                    out.truncate(mark.0);
-                    ids = mark.1;
-                }
-                fits
+                let baseline = self.baseline;
+                candidate.write(pass, record, baseline, max_inline, &mut ids, large, out)
             });
             if fits {
                 encoded.entities += 1;
                 self.mark_sent(pass, candidate.net, sent);
-                self.send_apart(candidate.net, record, &cache.large, apart);
+                self.send_apart(candidate.net, record, large, apart);
                 continue;
             }
             encoded.complete = false;
-            if encoded.entities == 0 {
-                encoded.oversized = Some(candidate.net);
-            } else {
-                misfits += 1;
+            match (encoded.entities - gone, gone) {
+                (0, 0) => {
+                    encoded.oversized = Some(candidate.net);
+                    let measured = (record.changed, pass.room);
+                    self.oversized.insert(candidate.net, measured);
+                }
+                (0, _) => self.next_alone = self.next_alone.or(Some(candidate.net)),
+                _ => misfits += 1,
             }
-            if !self.exceptions.contains_key(&candidate.net) {
-                let knowledge = match candidate.base {
-                    Base::Nothing => Knowledge::Unknown,
-                    Base::Snapshot => Knowledge::StateOf(self.baseline),
-                    Base::Own(tick) => Knowledge::StateOf(tick),
-                };
-                self.except(candidate.net, knowledge, self.previous);
-            }
+            self.leave_out(candidate);
         }
-        // Those in turn that did not fit keep their places.
-        for net in cache.in_turn.drain(..).rev() {
-            if is_unsent(&self.exceptions, net) {
-                self.backlog.push_front(net);
-            }
-        }
+        self.give_turns_back(cache);
         encoded.complete &= self.backlog.is_empty();
+    }
+
+    /// A candidate was left out: what the client knows of it is its own matter from now on.
+    fn leave_out(&mut self, candidate: Candidate) {
+        if self.exceptions.contains_key(&candidate.net) {
+            return;
+        }
+        let knowledge = match candidate.base {
+            Base::Nothing => Knowledge::Unknown,
+            Base::Snapshot => Knowledge::StateOf(self.baseline),
+            Base::Own(tick) => Knowledge::StateOf(tick),
+        };
+        self.except(candidate.net, knowledge, self.previous);
+    }
+
+    /// Those in turn that did not fit keep their places, unless that is no question of place.
+    fn give_turns_back(&mut self, cache: &mut BlockCache) {
+        for net in cache.in_turn.drain(..).rev() {
+            if !is_unsent(&self.exceptions, net) {
+                continue;
+            }
+            match self.oversized.contains_key(&net) {
+                true => self.backlog.push_back(net),
+                false => self.backlog.push_front(net),
+            }
+        }
     }
 
     /// What to take from the client, in the order of ids; says whether that is all that it must not have.
@@ -577,28 +675,52 @@ impl View {
 
     /// What could be sent: what changed and entities not yet sent at all, by turns, so that neither starves the
     /// other. Says whether that is all that the client lacks.
-    fn collect_candidates(&mut self, pass: Pass, cache: &mut BlockCache) -> bool {
-        let BlockCache {
-            updates,
-            in_turn,
-            candidates,
-            ..
-        } = cache;
-        let waited = |since: Tick| pass.tick.distance_from(since).max(1) as f32;
-        updates.clear();
+    fn collect_candidates(
+        &mut self,
+        pass: Pass,
+        cache: &mut BlockCache,
+        oversized: &mut Option<NetId>,
+    ) -> bool {
+        cache.updates.clear();
+        self.collect_changed(pass, &mut cache.updates);
+        let is_all = self.collect_exceptions(pass, &mut cache.updates, oversized);
+        // Among the many that will not fit, the order does not matter: a record takes a byte at least.
+        sort_by_urgency(&mut cache.updates, pass.end / 8);
+        self.take_turns(pass, cache, oversized);
+        // It waits for a place of its own.
+        if let Some(net) = self.next_alone.take()
+            && let Some(at) = cache.candidates.iter().position(|it| it.net == net)
+        {
+            cache.candidates[..=at].rotate_right(1);
+        }
+        is_all
+    }
+
+    /// What has changed since the baseline.
+    fn collect_changed(&self, pass: Pass, updates: &mut Vec<Candidate>) {
         for &partition in &self.partitions {
             for (net, record) in pass.archive.changed_since(partition, self.baseline) {
                 if !self.exceptions.contains_key(&net) {
                     let base = Knowledge::StateOf(self.baseline).base(record, self.baseline);
-                    let urgency = record.priority * waited(self.previous);
+                    let urgency = record.priority * pass.waited(self.previous);
                     updates.push(Candidate { net, base, urgency });
                 }
             }
         }
+    }
+
+    /// Exceptions that have news, or whose acknowledgement is overdue; says whether no others are left.
+    fn collect_exceptions(
+        &mut self,
+        pass: Pass,
+        updates: &mut Vec<Candidate>,
+        oversized: &mut Option<NetId>,
+    ) -> bool {
         let mut is_all = true;
         self.active.sort_unstable();
         self.active.dedup();
         let (exceptions, baseline) = (&mut self.exceptions, self.baseline);
+        let too_large = &self.oversized;
         self.active.retain(|&net| {
             let Some(exception) = exceptions.get(&net) else {
                 return false;
@@ -621,34 +743,42 @@ impl View {
                 return false;
             }
             let nothing_new = !record.changed.is_newer_than(exception.waiting_since);
-            if nothing_new && exception.is_on_its_way(pass) {
+            if is_oversized(too_large, pass, net) {
+                *oversized = Some(net);
+                is_all = false;
+            } else if nothing_new && exception.is_on_its_way(pass) {
                 is_all = false;
             } else {
                 let base = exception.knowledge.base(record, baseline);
-                let urgency = record.priority * waited(exception.waiting_since);
+                let urgency = record.priority * pass.waited(exception.waiting_since);
                 updates.push(Candidate { net, base, urgency });
             }
             true
         });
-        let by_urgency = |a: &Candidate, b: &Candidate| {
-            let urgency = b.urgency.total_cmp(&a.urgency);
-            urgency.then_with(|| a.net.cmp(&b.net))
-        };
-        // Among the many that will not fit, the order does not matter: a record takes a byte at least.
-        let most = pass.end / 8;
-        if updates.len() > most {
-            updates.select_nth_unstable_by(most, by_urgency);
-            updates[..most].sort_unstable_by(by_urgency);
-        } else {
-            updates.sort_unstable_by(by_urgency);
-        }
+        is_all
+    }
 
+    /// Puts updates and what was not sent at all alternately into the list of candidates.
+    fn take_turns(&mut self, pass: Pass, cache: &mut BlockCache, oversized: &mut Option<NetId>) {
+        let BlockCache {
+            updates,
+            in_turn,
+            candidates,
+            ..
+        } = cache;
         let window = self.backlog.len().min(BACKLOG_WINDOW);
         in_turn.clear();
         in_turn.extend(self.backlog.drain(..window));
         let mut unsent = in_turn
             .iter()
-            .filter(|net| is_unsent(exceptions, **net))
+            .filter(|net| is_unsent(&self.exceptions, **net))
+            .filter(|net| {
+                let is_oversized = is_oversized(&self.oversized, pass, **net);
+                if is_oversized {
+                    *oversized = Some(**net);
+                }
+                !is_oversized
+            })
             .map(|&net| Candidate {
                 net,
                 base: Base::Nothing,
@@ -663,7 +793,7 @@ impl View {
         loop {
             let (update, first) = (updates.next(), unsent.next());
             if update.is_none() && first.is_none() {
-                return is_all;
+                return;
             }
             candidates.extend(update.into_iter().chain(first));
         }
@@ -776,6 +906,30 @@ fn by_priority(archive: &Archive, partition: PartitionId) -> Vec<(NetId, &Record
     members
 }
 
+/// Whether it is known not to fit a snapshot with so much room even alone.
+fn is_oversized(oversized: &HashMap<NetId, (Tick, usize)>, pass: Pass, net: NetId) -> bool {
+    let is_same = |changed| {
+        let record = pass.archive.record(net);
+        record.is_some_and(|record| record.changed == changed)
+    };
+    let known = oversized.get(&net);
+    known.is_some_and(|&(changed, had)| pass.room <= had && is_same(changed))
+}
+
+/// Sorts the first `most`; those after them come in any order.
+fn sort_by_urgency(updates: &mut [Candidate], most: usize) {
+    let by_urgency = |a: &Candidate, b: &Candidate| {
+        let urgency = b.urgency.total_cmp(&a.urgency);
+        urgency.then_with(|| a.net.cmp(&b.net))
+    };
+    if updates.len() > most {
+        updates.select_nth_unstable_by(most, by_urgency);
+        updates[..most].sort_unstable_by(by_urgency);
+    } else {
+        updates.sort_unstable_by(by_urgency);
+    }
+}
+
 fn is_unsent(exceptions: &HashMap<NetId, Exception>, net: NetId) -> bool {
     exceptions.get(&net).is_some_and(Exception::is_unsent)
 }
@@ -812,17 +966,23 @@ impl Exception {
 impl BlockCache {
     /// The block of a partition for clients with this baseline, or `None` if it cannot be shared.
     fn block(&mut self, pass: Pass, partition: PartitionId, baseline: Tick) -> Option<&Block> {
-        self.blocks
+        let encode = || Block::encode(pass, partition, baseline);
+        let shared = self
+            .blocks
             .entry((partition, baseline))
-            .or_insert_with(|| Block::encode(pass, partition, baseline))
-            .as_ref()
+            .or_insert_with(encode);
+        if matches!(shared, Shared::LongerThan(end) if pass.end > *end) {
+            *shared = encode();
+        }
+        match shared {
+            Shared::Block(block) => Some(block),
+            Shared::LongerThan(_) | Shared::Never => None,
+        }
     }
 }
 
 impl Block {
-    /// `None` when a value of it must travel apart (whom that was sent to is a client's own matter), or when it is
-    /// larger than a snapshot.
-    fn encode(pass: Pass, partition: PartitionId, baseline: Tick) -> Option<Self> {
+    fn encode(pass: Pass, partition: PartitionId, baseline: Tick) -> Shared {
         let archive = pass.archive;
         let mut gone: Vec<_> = archive.tombstones_since(partition, baseline).collect();
         gone.sort_unstable();
@@ -832,7 +992,7 @@ impl Block {
         let entities = gone.len() + changed.len();
         let mut out = BitWriter::new();
         if entities == 0 {
-            return Some(Self {
+            return Shared::Block(Self {
                 bits: out.take(),
                 entities,
             });
@@ -851,16 +1011,28 @@ impl Block {
             out.write_bit(true);
             ids.write(net, &mut out);
             base.write(pass.tick, &mut out);
-            write_record(archive, record, base, baseline, &mut out, |_, bytes| {
-                is_shareable &= bytes.len() <= MAX_INLINE_BYTES;
-                false
-            });
-            if !is_shareable || out.bit_len() > pass.end {
-                return None;
+            write_record(
+                archive,
+                net,
+                record,
+                base,
+                pass.tick,
+                baseline,
+                &mut out,
+                |_, bytes| {
+                    is_shareable &= bytes.len() <= MAX_INLINE_BYTES;
+                    false
+                },
+            );
+            if !is_shareable {
+                return Shared::Never;
+            }
+            if out.bit_len() > pass.end {
+                return Shared::LongerThan(pass.end);
             }
         }
         out.write_bit(false);
-        Some(Self {
+        Shared::Block(Self {
             bits: out.take(),
             entities,
         })
@@ -872,8 +1044,10 @@ impl Block {
 /// `goes_apart` decides which serialised values are only announced.
 fn write_record(
     archive: &Archive,
+    net: NetId,
     record: &Record,
     base: Base,
+    tick: Tick,
     baseline: Tick,
     out: &mut BitWriter,
     mut goes_apart: impl FnMut(ComponentId, &[u8]) -> bool,
@@ -885,13 +1059,16 @@ fn write_record(
     };
     let structure_is_known =
         known.is_some_and(|known| !record.structure_changed.is_newer_than(known));
-    if known.is_some() {
-        out.write_bit(!structure_is_known);
+    match known {
+        None => snapshot::write_generation(net, out),
+        Some(_) => out.write_bit(!structure_is_known),
     }
     if !structure_is_known {
         let ids = record.components.iter().map(|stored| stored.id);
         snapshot::write_structure(record.meta, ids, out);
     }
+    // What came with the entity needs no telling.
+    let known_insertions = known.unwrap_or(record.spawned);
     for stored in &record.components {
         if let Some(known) = known {
             let is_new = stored.changed.is_newer_than(known);
@@ -899,6 +1076,10 @@ fn write_record(
             if !is_new {
                 continue;
             }
+        }
+        if !structure_is_known {
+            let is_news = stored.inserted.is_newer_than(known_insertions);
+            snapshot::write_age(is_news.then_some(stored.inserted), tick, out);
         }
         match &stored.value {
             StoredValue::Words(history) => {
@@ -969,7 +1150,7 @@ mod tests {
     fn an_ordinary_client_gets_the_same_bytes_from_the_shared_block_as_from_its_own() {
         let (mut archive, nets) = archive(50);
         for &net in &nets {
-            archive.set_words(Tick(1), net, ComponentId(0), &[net.0, 7]);
+            archive.set_words(Tick(1), net, ComponentId(0), &[net.index(), 7]);
         }
         let mut view = settled_view(&archive);
         for (index, &net) in nets.iter().enumerate() {
@@ -988,6 +1169,7 @@ mod tests {
             tick: Tick(3),
             number: view.next_number,
             end: 100_000,
+            room: 100_000,
             resend_after: BUDGET.resend_after,
         };
         let mut cache = BlockCache::default();

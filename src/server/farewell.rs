@@ -4,11 +4,14 @@ use std::time::Duration;
 
 use bevy::prelude::*;
 
+use super::departures::Gone;
 use super::links::{Link, Links, SessionMail};
 use crate::mailbox::Mailbox;
+use crate::message;
 use crate::peer::{CHANNELS, ChunkKind, Peer};
 use crate::protocol::handshake::DisconnectReason;
 use crate::protocol::reliable::Taken;
+use crate::registry::Registry;
 use crate::transport::LinkId;
 
 /// So many may be waited for; others get what one round carries.
@@ -18,8 +21,9 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// And how long it may take for all: some MiB.
 const MAX_PATIENCE: Duration = Duration::from_secs(10);
 
-/// What is left of a session.
+/// The link of a session that has ended.
 pub(super) struct Leaving {
+    session: Entity,
     peer: Peer,
     mail: Mailbox,
     reason: DisconnectReason,
@@ -30,37 +34,54 @@ pub(super) struct Leaving {
     is_over: bool,
 }
 
-/// Keeps a session's link until its client has all messages. Does nothing if it has them.
+/// Takes from a session what its client is told over, and what it is told.
+pub(super) fn take_link(world: &mut World, session: Entity) -> Option<Gone> {
+    let mut entity = world.get_entity_mut(session).ok()?;
+    let link = Some(entity.take::<Link>()?);
+    let mail = entity.take::<SessionMail>()?.0;
+    Some(Gone { link, mail })
+}
+
+/// Whether a client has to be waited for.
+pub(super) fn is_needed(links: &Links, mail: &Mailbox) -> bool {
+    links.leaving.len() < MAX_LEAVING && !mail.outbox.is_empty()
+}
+
+/// Keeps a session's link until its client has all messages.
 pub(super) fn begin(
-    world: &mut World,
     links: &mut Links,
     now: Duration,
     session: Entity,
+    link: Link,
+    mail: Mailbox,
+    reason: DisconnectReason,
+) {
+    links.sessions.remove(&link.id);
+    let leaving = Leaving {
+        session,
+        peer: link.peer,
+        mail,
+        reason,
+        since: now,
+        progress_at: now,
+        advanced_at: now,
+        is_over: false,
+    };
+    links.leaving.insert(link.id, leaving);
+}
+
+/// Sends what one round carries, and closes a session's link.
+pub(super) fn close(
+    links: &mut Links,
+    now: Duration,
+    mut link: Link,
+    mail: &mut Mailbox,
     reason: &DisconnectReason,
 ) {
-    let Ok(mut entity) = world.get_entity_mut(session) else {
-        return;
-    };
-    let has_all = |mail: &SessionMail| mail.0.outbox.is_empty();
-    if links.leaving.len() >= MAX_LEAVING
-        || !entity.contains::<Link>()
-        || entity.get::<SessionMail>().is_none_or(has_all)
-    {
-        return;
-    }
-    if let (Some(link), Some(mail)) = (entity.take::<Link>(), entity.take::<SessionMail>()) {
-        links.sessions.remove(&link.id);
-        let leaving = Leaving {
-            peer: link.peer,
-            mail: mail.0,
-            reason: reason.clone(),
-            since: now,
-            progress_at: now,
-            advanced_at: now,
-            is_over: false,
-        };
-        links.leaving.insert(link.id, leaving);
-    }
+    mail.pump(&mut link.peer);
+    link.peer.begin(now, 0, &mut links.over(now, link.id));
+    link.peer.finish(&mut links.over(now, link.id));
+    links.close(now, link.id, &mut link.peer, reason);
 }
 
 impl Leaving {
@@ -86,6 +107,11 @@ impl Leaving {
         self.is_over |= received.is_err() || self.mail.outbox.is_empty();
     }
 
+    /// Its client has closed the link.
+    pub fn is_gone(&mut self) {
+        self.is_over = true;
+    }
+
     fn send(&mut self, links: &mut Links, now: Duration, link: LinkId) {
         self.peer.advance(now.saturating_sub(self.advanced_at));
         self.advanced_at = now;
@@ -100,7 +126,12 @@ impl Leaving {
 }
 
 /// Sends what is left, and closes the links of those who have all.
-pub(super) fn say(mut links: ResMut<Links>, time: Res<Time<Real>>) {
+pub(super) fn say(
+    mut links: ResMut<Links>,
+    time: Res<Time<Real>>,
+    registry: Res<Registry>,
+    mut commands: Commands,
+) {
     let now = time.elapsed();
     let links = &mut *links;
     let mut leaving = std::mem::take(&mut links.leaving);
@@ -113,16 +144,22 @@ pub(super) fn say(mut links: ResMut<Links>, time: Res<Time<Real>>) {
         let is_over = it.is_over || it.mail.is_overrun() || is_late;
         if is_over {
             links.close(now, link, &mut it.peer, &it.reason);
+            message::give_back(&mut commands, &registry, it.session, it.mail.drain());
         }
         !is_over
     });
     links.leaving = leaving;
 }
 
-/// Closes all, whatever they have: the server goes.
-pub(super) fn end_all(links: &mut Links, now: Duration) {
-    for (link, mut it) in std::mem::take(&mut links.leaving) {
-        it.send(links, now, link);
-        links.close(now, link, &mut it.peer, &it.reason);
-    }
+/// Closes all, whatever they have: the server goes. Returns what they may not have.
+pub(super) fn end_all(links: &mut Links, now: Duration) -> Vec<(Entity, Mailbox)> {
+    let leaving = std::mem::take(&mut links.leaving);
+    leaving
+        .into_iter()
+        .map(|(link, mut it)| {
+            it.send(links, now, link);
+            links.close(now, link, &mut it.peer, &it.reason);
+            (it.session, it.mail)
+        })
+        .collect()
 }

@@ -23,6 +23,7 @@ use crate::protocol::reliable::{Stream, Taken};
 use crate::registry::Registry;
 use crate::schedule::CurrentTick;
 use crate::server::collect::Replication;
+use crate::session::Away;
 use crate::transport::{
     CloseReason, LinkEvent, LinkId, PeerInfo, ServerTransport, SharedBytes, TransportKind,
     TransportStats,
@@ -159,10 +160,7 @@ impl Links {
         peer: &mut Peer,
         reason: &DisconnectReason,
     ) {
-        let mut bytes = Vec::new();
-        if serial::encode(reason, &mut bytes).is_ok() {
-            peer.goodbye(now, &bytes, &mut self.over(now, link));
-        }
+        peer.goodbye(now, reason, &mut self.over(now, link));
         self.drop_link(link);
     }
 
@@ -209,7 +207,11 @@ impl Links {
 }
 
 /// Everything that came in since the last frame.
-pub(super) fn receive(world: &mut World, ends: &mut QueryState<SessionEnd>) {
+pub(super) fn receive(
+    world: &mut World,
+    ends: &mut QueryState<SessionEnd>,
+    away: &mut QueryState<(Entity, &'static Away)>,
+) {
     let now = world.resource::<Time<Real>>().elapsed();
     let delta = world.resource::<Time<Real>>().delta();
     world.resource_scope(|world, mut links: Mut<Links>| {
@@ -245,7 +247,9 @@ pub(super) fn receive(world: &mut World, ends: &mut QueryState<SessionEnd>) {
                 }
                 LinkEvent::Closed { link, reason } => {
                     sessions::forget_greeting(world, links, link);
-                    links.leaving.remove(&link);
+                    if let Some(leaving) = links.leaving.get_mut(&link) {
+                        leaving.is_gone();
+                    }
                     let reason = match reason {
                         // Who closes a link does not lose it. A browser's tab that is closed can say no more than this.
                         CloseReason::ByPeer => DisconnectReason::ClientLeft,
@@ -267,7 +271,7 @@ pub(super) fn receive(world: &mut World, ends: &mut QueryState<SessionEnd>) {
                 sessions::lose_link(world, links, now, session, reason);
             }
         }
-        sessions::expire(world, links, now);
+        sessions::expire(world, away, links, now);
         let refused_links = world.resource::<Doors>().refused();
         let mut stats = world.resource_mut::<ServerStats>();
         stats.limits.refused_links = refused_links;
@@ -372,7 +376,7 @@ pub(super) fn deliver_receipts(world: &mut World, session: Entity, letters: &[Le
             .get(usize::from(letter.id))
             .copied();
         if let Some(entry) = entry.filter(|entry| entry.has_receipts) {
-            (entry.tell_fate)(world, Fate::Delivered, session, letter.body.bytes());
+            (entry.tell_fate)(world, Fate::Delivered, session, letter);
         }
     }
 }
@@ -389,7 +393,7 @@ fn receive_messages(
 ) -> Result<(), DisconnectReason> {
     while let Some(bytes) = next_message(world, session, CONTROL_CHANNEL) {
         match serial::decode(&bytes).map_err(|_| violation(&"not a request"))? {
-            Request::Resync => resync(world, session),
+            Request::Resync { epoch } => resync(world, session, epoch),
             Request::ConfirmToken { receipt } => {
                 sessions::confirm_token(world, session, u32::from_le_bytes(receipt));
             }
@@ -494,14 +498,16 @@ fn receive_held(
 /// It is work, so a client gets it once in two seconds (at 60 Hz); an honest one hardly ever asks.
 const MIN_TICKS_BETWEEN_RESYNCS: i32 = 120;
 
-fn resync(world: &mut World, session: Entity) {
+/// A client could not use a snapshot. It asks until it sees a new epoch, and we may be in that already.
+fn resync(world: &mut World, session: Entity, epoch: u8) {
     let tick = world.resource::<CurrentTick>().0;
     world.resource_scope(|world, replication: Mut<Replication>| {
         if let Some(mut outgoing) = world.get_mut::<Outgoing>(session)
+            && outgoing.view.epoch() == epoch
             && tick.distance_from(outgoing.told_all) > MIN_TICKS_BETWEEN_RESYNCS
         {
             outgoing.told_all = tick;
-            outgoing.view.resync(&replication.archive, tick);
+            outgoing.view.start_over(&replication.archive, tick);
         }
     });
 }

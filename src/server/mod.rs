@@ -19,6 +19,7 @@ use crate::transport::{LinkConditions, TransportKind, TransportStats};
 
 mod adapt;
 pub(crate) mod collect;
+mod departures;
 mod farewell;
 mod inputs;
 mod limits;
@@ -41,7 +42,8 @@ pub use send::SendPlugin;
 pub use sessions::SessionPlugin;
 pub use tokens::TokenData;
 
-pub(crate) use sessions::{Departures, Sessions};
+pub(crate) use departures::Departures;
+pub(crate) use sessions::Sessions;
 
 /// What a server can be told. Every field has a default.
 #[derive(Clone)]

@@ -1,5 +1,6 @@
 //! Which partition of the archive a room is, and who sees it.
 
+use bevy::ecs::world::DeferredWorld;
 use bevy::platform::collections::HashSet;
 use bevy::prelude::*;
 
@@ -36,16 +37,13 @@ fn open(added: On<Add, RoomMembers>, mut commands: Commands) {
     commands.entity(added.entity).try_insert_if_new(Room);
 }
 
-fn close(
-    removed: On<Remove, Room>,
-    rooms: Query<&RoomPartition>,
-    mut closed: ResMut<ClosedRooms>,
-    mut commands: Commands,
-) {
-    if let Ok(partition) = rooms.get(removed.entity) {
-        closed.0.push(partition.0);
-        commands
-            .entity(removed.entity)
+fn close(removed: On<Remove, Room>, mut world: DeferredWorld) {
+    let room = removed.entity;
+    if let Some(&RoomPartition(partition)) = world.get(room) {
+        world.resource_mut::<ClosedRooms>().0.push(partition);
+        world
+            .commands()
+            .entity(room)
             .try_remove::<(RoomPartition, RoomMembers)>();
     }
 }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use bevy::platform::collections::{HashMap, HashSet};
 use bevy::prelude::*;
 
 use super::ServerConfig;
@@ -10,10 +11,10 @@ use super::collect::Replication;
 use super::farewell;
 use super::inputs::SessionInputs;
 use super::links::{Link, LinkStats, Links, SessionMail};
-use super::sessions::Holds;
 use crate::peer::{CONTROL_CHANNEL, ChunkKind};
 use crate::protocol::archive::PartitionId;
 use crate::protocol::handshake::Control;
+use crate::protocol::layout::{ComponentId, NetId};
 use crate::protocol::snapshot::InputReport;
 use crate::protocol::view::{ApartValue, BlockCache, SnapshotBudget, View};
 use crate::schedule::{CurrentTick, TandemSystems};
@@ -66,6 +67,17 @@ pub(super) struct SendSchedule {
     max_snapshot_bytes: usize,
 }
 
+impl SendSchedule {
+    /// The tick of the next snapshot, at the earliest.
+    pub fn next_snapshot(&self, now: Tick) -> Tick {
+        match self.last {
+            // It has left already.
+            Some(last) if !now.is_newer_than(last) => last + Ticks(1),
+            _ => now,
+        }
+    }
+}
+
 /// Run condition: this frame ends with snapshots.
 pub(super) fn is_send_tick(schedule: Res<SendSchedule>, tick: Res<CurrentTick>) -> bool {
     schedule
@@ -115,9 +127,12 @@ fn send_snapshots(
     mut cache: Local<BlockCache>,
     mut snapshot: Local<BitWriter>,
     mut apart: Local<Vec<ApartValue>>,
+    mut letters: Local<LargeValues>,
+    mut reported: Local<HashSet<NetId>>,
 ) {
     let now = time.elapsed();
     cache.clear();
+    letters.0.clear();
     for (mut link, mut outgoing, mut mail, inputs, stats, pacing) in &mut sessions {
         let Link {
             id,
@@ -168,8 +183,12 @@ fn send_snapshots(
             &mut snapshot,
             &mut apart,
         );
-        if let Some(entity) = encoded.oversized.and_then(|net| replication.entity(net)) {
-            warn_once!(
+        if let Some(net) = encoded.oversized
+            && let Some(entity) = replication.entity(net)
+            && reported.len() < MAX_REPORTED
+            && reported.insert(net)
+        {
+            warn!(
                 "{entity} does not fit a snapshot of {} bytes and is not sent: quantize it to fewer fields",
                 budget.max_bytes
             );
@@ -178,15 +197,9 @@ fn send_snapshots(
         peer.finish(&mut to);
         *bytes_out += to.sent;
         for value in apart.drain(..) {
-            let control = Control::Value {
-                net: value.net.0,
-                component: value.component.0,
-                version: value.version,
-                bytes: value.bytes.to_vec(),
-            };
-            let mut bytes = Vec::new();
-            let is_sent = serial::encode(&control, &mut bytes).is_ok()
-                && peer.send_message(CONTROL_CHANNEL, &SharedBytes::for_one(bytes));
+            let is_sent = letters
+                .letter(&value)
+                .is_some_and(|letter| peer.send_message(CONTROL_CHANNEL, letter));
             if !is_sent {
                 // The channel is full, or the value above what one message may have.
                 warn_once!(
@@ -200,6 +213,33 @@ fn send_snapshots(
     links.flush(now);
 }
 
+/// Entities of which the log says that they do not fit. Those beyond it are as many again, and no news.
+const MAX_REPORTED: usize = 64;
+
+/// The messages with large values of one frame: encoded once, whoever many get them.
+#[derive(Default)]
+struct LargeValues(HashMap<(NetId, ComponentId, u32), SharedBytes>);
+
+impl LargeValues {
+    /// `None` if the value cannot be encoded.
+    fn letter(&mut self, value: &ApartValue) -> Option<&SharedBytes> {
+        let key = (value.net, value.component, value.version);
+        if !self.0.contains_key(&key) {
+            let control = Control::Value {
+                net: value.net.index(),
+                generation: value.net.generation(),
+                component: value.component.0,
+                version: value.version,
+                bytes: value.bytes.clone(),
+            };
+            let mut bytes = Vec::with_capacity(value.bytes.len() + 32);
+            serial::encode(&control, &mut bytes).ok()?;
+            self.0.insert(key, SharedBytes::new(bytes));
+        }
+        self.0.get(&key)
+    }
+}
+
 /// A client of which nothing was heard for so long (a browser tab in the background, say, or a dead link) is not sent
 /// everything that happens, only a snapshot now and then.
 const QUIET_AFTER: Duration = Duration::from_secs(1);
@@ -211,21 +251,21 @@ fn resend_after(stats: &LinkStats, tick: Duration, interval: Ticks) -> Ticks {
     Ticks((round_trip.as_secs_f64() / tick.as_secs_f64()).ceil() as u32 + interval.0 + 1)
 }
 
-/// Names of despawned entities that may be kept for clients who are away.
-const MAX_HELD_NAMES: usize = 1 << 16;
-
 /// Lets go of history, tombstones and ids that no client needs any more.
 fn forget_what_all_know(
-    views: Query<&Outgoing>,
-    mut held: Query<(Entity, &mut Holds, Option<&Outgoing>)>,
+    mut views: Query<&mut Outgoing>,
     mut replication: ResMut<Replication>,
     tick: Res<CurrentTick>,
-    mut oldest: Local<bevy::platform::collections::HashMap<PartitionId, Tick>>,
-    mut commands: Commands,
+    mut oldest: Local<HashMap<PartitionId, Tick>>,
 ) {
     oldest.clear();
     let mut known_everywhere = tick.0;
-    for outgoing in &views {
+    for mut outgoing in &mut views {
+        // Who reads but never answers must not make the server remember for ever.
+        if outgoing.view.is_left_behind(&replication.archive, tick.0) {
+            outgoing.told_all = tick.0;
+            outgoing.view.start_over(&replication.archive, tick.0);
+        }
         let baseline = outgoing.view.baseline();
         known_everywhere = known_everywhere.earliest(outgoing.view.forgotten_before());
         for &partition in outgoing.view.partitions() {
@@ -234,17 +274,6 @@ fn forget_what_all_know(
         }
     }
     let archive = &mut replication.archive;
-    for (session, mut holds, outgoing) in &mut held {
-        if outgoing.is_some_and(|outgoing| outgoing.view.knows_all()) {
-            commands.entity(session).remove::<Holds>();
-            continue;
-        }
-        // Whoever comes back too late starts over, rather than that names run out.
-        holds.keeps_entities &= archive.held_names() < MAX_HELD_NAMES;
-        if holds.keeps_entities {
-            known_everywhere = known_everywhere.earliest(holds.since);
-        }
-    }
     archive.forget(|partition| oldest.get(&partition).copied().unwrap_or(tick.0));
     archive.reclaim(known_everywhere);
 }

@@ -1,4 +1,4 @@
-//! The life of sessions: hello, welcome, away, back again, and gone.
+//! The life of sessions: hello, welcome, away, and back again. How they end is in [`departures`].
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -7,7 +7,7 @@ use bevy::platform::collections::HashMap;
 use bevy::prelude::*;
 
 use super::collect::Replication;
-use super::farewell;
+use super::departures::{self, Departures};
 use super::inputs::SessionInputs;
 use super::limits::{Doors, Limits};
 use super::links::{
@@ -17,7 +17,6 @@ use super::rooms;
 use super::send::Outgoing;
 use super::tokens::{NextTokens, TokenRefusal, UsedTokens};
 use super::{ListenAddresses, ServerConfig, ServerStats};
-use crate::headless::ShutdownRequested;
 use crate::identity::{Identity, IdentityError};
 use crate::mailbox::Mailbox;
 use crate::peer::{CONTROL_CHANNEL, Peer, Side};
@@ -30,10 +29,7 @@ use crate::protocol::reliable::{self, Taken};
 use crate::protocol::resume::{ResumeKeys, ResumeToken};
 use crate::registry::Registry;
 use crate::schedule::{CurrentTick, TandemSystems};
-use crate::session::{
-    Away, Ban, Kick, Session, SessionAway, SessionId, SessionJoined, SessionLeft, SessionReturned,
-};
-use crate::tick::Tick;
+use crate::session::{Away, Session, SessionAway, SessionId, SessionJoined, SessionReturned};
 use crate::transport::udp::Auth;
 use crate::transport::udp::token::unix_time;
 use crate::transport::{LinkId, PeerInfo, SharedBytes};
@@ -56,7 +52,7 @@ impl Plugin for SessionPlugin {
             .init_resource::<UsedTokens>()
             .init_resource::<ServerStats>()
             .init_resource::<ListenAddresses>()
-            .init_resource::<Departures>()
+            .add_plugins(departures::DeparturePlugin)
             .add_systems(
                 PreUpdate,
                 super::links::receive.in_set(TandemSystems::Receive),
@@ -64,18 +60,7 @@ impl Plugin for SessionPlugin {
             .add_systems(
                 PostUpdate,
                 super::tokens::refresh.before(TandemSystems::Send),
-            )
-            // What the game wrote to a session in this frame has been collected, and goes out with its farewell.
-            .add_systems(
-                PostUpdate,
-                end_departing
-                    .after(TandemSystems::Collect)
-                    .before(TandemSystems::Send),
-            )
-            .add_systems(Last, shut_down.run_if(on_message::<AppExit>))
-            .add_observer(kick)
-            .add_observer(ban)
-            .add_observer(announce_shutdown);
+            );
     }
 
     fn finish(&self, app: &mut App) {
@@ -102,6 +87,8 @@ pub(super) struct SessionSettings(pub ServerConfig);
 #[derive(Resource, Default)]
 pub(crate) struct Sessions {
     by_id: HashMap<u32, Entity>,
+    /// Their numbers, and that of the local player: what the game writes to [`Session`] changes nothing.
+    numbers: HashMap<Entity, u32>,
     next: u32,
 }
 
@@ -112,20 +99,31 @@ impl Sessions {
         self.next += 1;
         id
     }
+
+    /// A client's session has begun, and takes up a slot.
+    fn add(&mut self, id: SessionId, session: Entity) {
+        self.by_id.insert(id.0, session);
+        self.numbers.insert(session, id.0);
+    }
+
+    /// The local player's session has begun.
+    pub fn add_local(&mut self, id: SessionId, session: Entity) {
+        self.numbers.insert(session, id.0);
+    }
+
+    /// A session has ended. Returns whether it had not before.
+    pub(super) fn remove(&mut self, session: Entity) -> bool {
+        let id = self.numbers.remove(&session);
+        if let Some(id) = id {
+            self.by_id.remove(&id);
+        }
+        id.is_some()
+    }
 }
 
 /// With what a session can be resumed.
 #[derive(Component)]
 struct Keys(ResumeKeys);
-
-/// On a session that is away, or that is back and has not been told everything: since which tick its client may be
-/// missing news, so that no entity is given the name of one that the client still has.
-#[derive(Component)]
-pub(super) struct Holds {
-    pub since: Tick,
-    /// False once too many names were held: the client starts over when it comes back.
-    pub keeps_entities: bool,
-}
 
 /// Who is banned and asks again and again is slowed down to once in this time. To be told at once would have it ask
 /// hundreds of times a second, and cost us more than it costs to ask.
@@ -274,7 +272,7 @@ fn answer(
     if hello.wire_version != WIRE_VERSION || hello.fingerprint != links.fingerprint {
         return Err(Refusal::Mismatch);
     }
-    if links.is_closing {
+    if links.is_closing || world.resource::<Departures>().is_closing() {
         return Err(DisconnectReason::ServerShutdown.into());
     }
     let settings = &world.resource::<SessionSettings>().0;
@@ -401,23 +399,30 @@ fn join(
     let settings = &world.resource::<SessionSettings>().0;
     let mail = SessionMail(Mailbox::new(settings.outbox, settings.when_full));
     let limits = Limits::new(&settings.limits, now);
-    let session = world
-        .spawn((
-            Session {
-                id,
-                name: hello.name,
-                platform: hello.platform,
-            },
-            identity,
-            Keys(keys),
-            mail,
-            limits,
-            SessionInputs::default(),
-        ))
-        .id();
-    world.resource_mut::<Sessions>().by_id.insert(id.0, session);
-    attach(world, links, now, session, link, peer, &info);
-    world.trigger(SessionJoined { entity: session });
+    let session = world.spawn_empty().id();
+    // Before the game sees it, and may despawn it.
+    world.resource_mut::<Sessions>().add(id, session);
+    let bundle = (
+        Session {
+            id,
+            name: hello.name,
+            platform: hello.platform,
+        },
+        identity,
+        Keys(keys),
+        mail,
+        limits,
+        SessionInputs::default(),
+    );
+    match addr {
+        Some(addr) => world
+            .entity_mut(session)
+            .insert((bundle, ClientAddress(addr))),
+        None => world.entity_mut(session).insert(bundle),
+    };
+    if attach(world, links, now, session, link, peer, &info) {
+        tell(world, SessionJoined { entity: session });
+    }
     Ok(())
 }
 
@@ -471,9 +476,6 @@ fn resume(
     // The server may not have noticed yet that the old link is dead.
     detach(world, links, session);
     deliver_receipts(world, session, &receipts);
-    let keeps_entities = world
-        .get::<Holds>(session)
-        .is_none_or(|holds| holds.keeps_entities);
     let Some(mail) = world.get::<SessionMail>(session) else {
         return Ok(());
     };
@@ -481,7 +483,6 @@ fn resume(
         taken: mail.0.inbox.taken(),
         first_kept: mail.0.outbox.first_kept(),
         lost,
-        keeps_entities,
     };
     welcome(
         world,
@@ -490,23 +491,25 @@ fn resume(
         next,
         Some(resumption),
     );
-    world
-        .entity_mut(session)
-        .remove::<Away>()
-        .insert(SessionInputs::default());
+    if let Ok(mut entity) = world.get_entity_mut(session) {
+        entity.insert(SessionInputs::default()).remove::<Away>();
+    }
     if let Some(mut limits) = world.get_mut::<Limits>(session) {
         limits.start_link();
     }
     move_address(world, now, session, &info);
-    attach(world, links, now, session, link, peer, &info);
+    if !attach(world, links, now, session, link, peer, &info) {
+        return Ok(());
+    }
     debug!("session {session} is back over {link}");
     let mut stats = world.resource_mut::<ServerStats>();
     stats.resumed += 1;
     stats.resynced += u64::from(lost > 0);
-    world.trigger(SessionReturned {
+    let returned = SessionReturned {
         entity: session,
         lost,
-    });
+    };
+    tell(world, returned);
     Ok(())
 }
 
@@ -527,19 +530,31 @@ fn welcome(
     send_control(peer, &control);
 }
 
-/// Gives a session a link.
+/// Tells the game, and lets it do at once what it does about that.
+pub(super) fn tell<'a>(world: &mut World, event: impl Event<Trigger<'a>: Default>) {
+    world.trigger(event);
+    world.flush();
+}
+
+/// Gives a session a link. Closes that, and returns `false`, if the game has ended the session meanwhile: observers of
+/// what a session gets may do so.
 fn attach(
     world: &mut World,
     links: &mut Links,
     now: Duration,
     session: Entity,
     link: LinkId,
-    peer: Peer,
+    mut peer: Peer,
     info: &PeerInfo,
-) {
+) -> bool {
     let tick = world.resource::<CurrentTick>().0;
-    let mut entity = world.entity_mut(session);
-    entity.insert((
+    let lives = |world: &World| world.get::<Session>(session).is_some();
+    if !lives(world) {
+        links.close(now, link, &mut peer, &departures::ended_by_game());
+        return false;
+    }
+    links.sessions.insert(link, session);
+    world.entity_mut(session).insert((
         Link {
             id: link,
             peer,
@@ -552,19 +567,20 @@ fn attach(
         LinkStats::default(),
         Outgoing::new(tick),
     ));
-    match info.addr {
-        Some(addr) => entity.insert(ClientAddress(addr)),
-        None => entity.remove::<ClientAddress>(),
-    };
-    links.sessions.insert(link, session);
-    world.resource_scope(|world, mut replication: Mut<Replication>| {
-        rooms::show_room(world, &mut replication.archive, tick, session);
-    });
-    super::tokens::issue(world, session, info);
+    if lives(world) {
+        world.resource_scope(|world, mut replication: Mut<Replication>| {
+            rooms::show_room(world, &mut replication.archive, tick, session);
+        });
+        super::tokens::issue(world, session, info);
+    }
+    lives(world)
 }
 
 /// A session that came back from elsewhere counts there.
 fn move_address(world: &mut World, now: Duration, session: Entity, info: &PeerInfo) {
+    if world.get::<Session>(session).is_none() {
+        return;
+    }
     let before: Option<IpAddr> = world.get::<ClientAddress>(session).map(|at| at.0.ip());
     let after = info.addr.map(|addr| addr.ip());
     let mut doors = world.resource_mut::<Doors>();
@@ -575,23 +591,22 @@ fn move_address(world: &mut World, now: Duration, session: Entity, info: &PeerIn
         (None, Some(after)) => drop(doors.enter(now, after)),
         (None, None) => {}
     }
+    let mut entity = world.entity_mut(session);
+    match info.addr {
+        Some(addr) => entity.insert(ClientAddress(addr)),
+        None => entity.remove::<ClientAddress>(),
+    };
 }
 
 /// Takes a session's link away, and all that belongs to it.
 fn detach(world: &mut World, links: &mut Links, session: Entity) {
-    let mut entity = world.entity_mut(session);
+    let Ok(mut entity) = world.get_entity_mut(session) else {
+        return;
+    };
     if let Some(link) = entity.take::<Link>() {
         links.drop_link(link.id);
     }
-    if let Some(outgoing) = entity.take::<Outgoing>() {
-        let since = outgoing.view.forgotten_before();
-        // What it missed before, it has not been told yet.
-        entity.entry::<Holds>().or_insert(Holds {
-            since,
-            keeps_entities: true,
-        });
-    }
-    entity.remove::<LinkedOver>();
+    entity.remove::<(Outgoing, LinkedOver)>();
 }
 
 /// A link is gone: its session is away, or ends with it.
@@ -604,44 +619,57 @@ pub(super) fn lose_link(
 ) {
     let window = world.resource::<SessionSettings>().0.resume_window;
     if !reason.is_loss() || window.is_zero() {
-        end_session(world, links, now, session, reason);
+        departures::end_session(world, links, now, session, reason);
         return;
     }
     debug!("session {session} has lost its link: {reason}");
     if let Some(mut link) = world.get_mut::<Link>(session) {
         // Its client may still hear that it should come back.
-        let mut bytes = Vec::new();
-        if serial::encode(&reason, &mut bytes).is_ok() {
-            let id = link.id;
-            link.peer.goodbye(now, &bytes, &mut links.over(now, id));
-        }
+        let id = link.id;
+        link.peer.goodbye(now, &reason, &mut links.over(now, id));
     }
     detach(world, links, session);
     if let Some(mut mail) = world.get_mut::<SessionMail>(session) {
         mail.0.outbox.set_away();
     }
-    world.entity_mut(session).insert(Away {
-        since: now,
-        reason: reason.clone(),
-    });
-    world.trigger(SessionAway {
-        entity: session,
-        reason,
-    });
+    if let Ok(mut entity) = world.get_entity_mut(session) {
+        entity.insert(Away {
+            since: now,
+            reason: reason.clone(),
+        });
+        let away = SessionAway {
+            entity: session,
+            reason,
+        };
+        tell(world, away);
+    }
 }
 
 /// Ends the sessions that have been away for too long.
-pub(super) fn expire(world: &mut World, links: &mut Links, now: Duration) {
+pub(super) fn expire(
+    world: &mut World,
+    away: &mut QueryState<(Entity, &'static Away)>,
+    links: &mut Links,
+    now: Duration,
+) {
     let window = world.resource::<SessionSettings>().0.resume_window;
-    let mut away = world.query::<(Entity, &Away)>();
     let over: Vec<_> = away
         .iter(world)
         .filter(|(_, away)| now.saturating_sub(away.since) > window)
         .map(|(session, away)| (session, away.reason.clone()))
         .collect();
     for (session, reason) in over {
-        end_session(world, links, now, session, reason);
+        departures::end_session(world, links, now, session, reason);
     }
+}
+
+/// Takes from an entity what makes it a session, but for [`Session`].
+pub(super) fn clear(entity: &mut EntityWorldMut) {
+    entity.remove::<(
+        (Keys, Limits, SessionInputs, SessionMail),
+        (Link, LinkedOver, LinkStats, ClientAddress, Outgoing),
+        (Away, Identity),
+    )>();
 }
 
 /// The client has its new resume token.
@@ -656,136 +684,6 @@ pub(super) fn send_control(peer: &mut Peer, control: &Control) {
     if serial::encode(control, &mut bytes).is_ok() {
         peer.send_message(CONTROL_CHANNEL, &SharedBytes::for_one(bytes));
     }
-}
-
-/// Tells the game, then removes the session and all that it owns.
-fn end_session(
-    world: &mut World,
-    links: &mut Links,
-    now: Duration,
-    session: Entity,
-    reason: DisconnectReason,
-) {
-    let Ok(mut entity) = world.get_entity_mut(session) else {
-        return;
-    };
-    let Some(Session { id, .. }) = entity.get::<Session>() else {
-        return;
-    };
-    let id = id.0;
-    // The player of a listen server has none.
-    if let Some(mut link) = entity.take::<Link>() {
-        if let Some(mut mail) = entity.get_mut::<SessionMail>() {
-            mail.0.pump(&mut link.peer);
-        }
-        let peer = &mut link.peer;
-        peer.begin(now, 0, &mut links.over(now, link.id));
-        peer.finish(&mut links.over(now, link.id));
-        links.close(now, link.id, peer, &reason);
-    }
-    let addr = entity.get::<ClientAddress>().map(|at| at.0.ip());
-    debug!("session {session} has left: {reason}");
-    world.resource_mut::<Sessions>().by_id.remove(&id);
-    super::tokens::forget(world, session);
-    if let Some(addr) = addr {
-        world.resource_mut::<Doors>().leave(addr);
-    }
-    world.trigger(SessionLeft {
-        entity: session,
-        reason,
-    });
-    if let Ok(entity) = world.get_entity_mut(session) {
-        entity.despawn();
-    }
-}
-
-/// Sessions to be ended, and why. Not at once: the game may ask for it while links are being served.
-#[derive(Resource, Default)]
-pub(crate) struct Departures(Vec<(Entity, DisconnectReason)>);
-
-impl Departures {
-    /// Ends a session before the next snapshots are sent.
-    pub fn add(&mut self, session: Entity, reason: DisconnectReason) {
-        self.0.push((session, reason));
-    }
-}
-
-fn kick(kick: On<Kick>, mut departures: ResMut<Departures>) {
-    departures.add(kick.session, DisconnectReason::Kicked(kick.reason.clone()));
-}
-
-fn ban(
-    ban: On<Ban>,
-    sessions: Query<(Option<&Identity>, Option<&ClientAddress>), With<Session>>,
-    mut doors: ResMut<Doors>,
-    mut departures: ResMut<Departures>,
-    time: Res<Time<Real>>,
-) {
-    let Ok((identity, address)) = sessions.get(ban.session) else {
-        return;
-    };
-    doors.ban(
-        time.elapsed(),
-        identity,
-        address.map(|at| at.0),
-        &ban.reason,
-        ban.duration,
-    );
-    departures.add(
-        ban.session,
-        DisconnectReason::banned(&ban.reason, ban.duration),
-    );
-}
-
-fn end_departing(world: &mut World) {
-    if world.resource::<Departures>().0.is_empty() {
-        return;
-    }
-    let departures = std::mem::take(&mut world.resource_mut::<Departures>().0);
-    let now = world.resource::<Time<Real>>().elapsed();
-    world.resource_scope(|world, mut links: Mut<Links>| {
-        for (session, reason) in departures {
-            farewell::begin(world, &mut links, now, session, &reason);
-            end_session(world, &mut links, now, session, reason);
-        }
-    });
-}
-
-/// Lets nobody in any more, and tells everybody when the server goes.
-fn announce_shutdown(
-    shutdown: On<ShutdownRequested>,
-    mut links: ResMut<Links>,
-    mut sessions: Query<&mut Link>,
-) {
-    links.stop_accepting();
-    let in_ms = u32::try_from(shutdown.grace.as_millis()).unwrap_or(u32::MAX);
-    for mut link in &mut sessions {
-        send_control(&mut link.peer, &Control::Closing { in_ms });
-    }
-}
-
-/// Tells every client that the server goes, and closes.
-fn shut_down(world: &mut World) {
-    let now = world.resource::<Time<Real>>().elapsed();
-    world.resource_scope(|world, mut links: Mut<Links>| {
-        let mut sessions = world.query_filtered::<Entity, With<Session>>();
-        let sessions: Vec<_> = sessions.iter(world).collect();
-        for session in sessions {
-            end_session(
-                world,
-                &mut links,
-                now,
-                session,
-                DisconnectReason::ServerShutdown,
-            );
-        }
-        farewell::end_all(&mut links, now);
-        links.flush(now);
-        for transport in &mut links.transports {
-            transport.shutdown();
-        }
-        world.resource_mut::<ServerStats>().transport = links.stats();
-    });
 }
 
 /// Bytes that nobody can guess.

@@ -8,6 +8,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use bevy::ecs::world::DeferredWorld;
 use bevy::platform::collections::HashMap;
 use bevy::prelude::*;
 
@@ -119,7 +120,9 @@ pub(super) fn issue(world: &mut World, session: Entity, info: &PeerInfo) {
         return;
     }
     if let Some(data) = &info.user_data {
-        world.entity_mut(session).insert(TokenData(data.clone()));
+        if let Ok(mut entity) = world.get_entity_mut(session) {
+            entity.insert(TokenData(data.clone()));
+        }
     }
     for _ in 0..FIRST {
         renew(world, session);
@@ -127,10 +130,11 @@ pub(super) fn issue(world: &mut World, session: Entity, info: &PeerInfo) {
 }
 
 /// The session has ended, and with it what its tokens are good for.
-pub(super) fn forget(world: &mut World, session: Entity) {
-    let issued = world.entity_mut(session).take::<Issued>();
+pub(super) fn forget(world: &mut DeferredWorld, session: Entity) {
+    let issued = world.get_mut::<Issued>(session);
+    let ids = issued.map(|mut issued| std::mem::take(&mut issued.ids));
     let mut tokens = world.resource_mut::<NextTokens>();
-    for id in issued.into_iter().flat_map(|issued| issued.ids) {
+    for id in ids.into_iter().flatten() {
         tokens.owners.remove(&id);
     }
 }
@@ -174,7 +178,9 @@ fn renew(world: &mut World, session: Entity) {
     if let Some(mut link) = world.get_mut::<Link>(session) {
         send_control(&mut link.peer, &Control::ConnectToken(token));
     }
-    let mut entity = world.entity_mut(session);
+    let Ok(mut entity) = world.get_entity_mut(session) else {
+        return;
+    };
     let mut ids = entity
         .take::<Issued>()
         .map(|issued| issued.ids)

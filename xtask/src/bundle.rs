@@ -101,7 +101,7 @@ pub fn report(out: &Path) -> Result<u64, Failure> {
     let mut paths = files(out)?;
     paths.extend(files(&out.join("assets"))?);
     let mut totals = [0; 3];
-    println!("\n{:<28}{:>14}{:>14}{:>14}", "", "bytes", "gzip", "brotli");
+    say!("\n{:<28}{:>14}{:>14}{:>14}", "", "bytes", "gzip", "brotli");
     for path in &paths {
         let extension = path.extension().and_then(|extension| extension.to_str());
         if matches!(extension, None | Some("gz" | "br")) {
@@ -126,7 +126,7 @@ pub fn report(out: &Path) -> Result<u64, Failure> {
 }
 
 fn print_row(name: &str, [plain, gzip, brotli]: [u64; 3]) {
-    println!("{name:<28}{plain:>14}{gzip:>14}{brotli:>14}");
+    say!("{name:<28}{plain:>14}{gzip:>14}{brotli:>14}");
 }
 
 fn files(folder: &Path) -> Result<Vec<PathBuf>, Failure> {

@@ -2,11 +2,27 @@
 //!
 //!     cargo xtask web [--out DIR] [--release]       the arena as a web page
 
+/// Prints a line on stdout. Where nobody reads it any more, as in `cargo xtask --help | head -1`, `println!` would panic.
+macro_rules! say {
+    ($($line:tt)*) => {
+        crate::print_to(std::io::stdout().lock(), format_args!($($line)*))
+    };
+}
+
+/// The same on stderr.
+macro_rules! complain {
+    ($($line:tt)*) => {
+        crate::print_to(std::io::stderr().lock(), format_args!($($line)*))
+    };
+}
+
 mod bundle;
 mod toolchain;
 mod wasm_opt;
 mod web;
 
+use std::fmt;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
@@ -20,6 +36,11 @@ Builds the arena for browsers, with its page, into a folder that any web server 
   --out DIR  the folder; target/web by default
   --release  optimised for size: takes many minutes, and makes a tenth of the bytes";
 
+fn print_to(mut out: impl Write, line: fmt::Arguments) {
+    // What cannot be printed is not.
+    let _ = writeln!(out, "{line}");
+}
+
 /// What ends a task, for people to read.
 type Failure = String;
 
@@ -27,18 +48,18 @@ fn main() -> ExitCode {
     let options = match Options::parse(Parser::from_env()) {
         Ok(Some(options)) => options,
         Ok(None) => {
-            println!("{USAGE}");
+            say!("{USAGE}");
             return ExitCode::SUCCESS;
         }
         Err(error) => {
-            eprintln!("error: {error}\n\n{USAGE}");
+            complain!("error: {error}\n\n{USAGE}");
             return ExitCode::from(2);
         }
     };
     match web::build(&options) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            eprintln!("error: {failure}");
+            complain!("error: {failure}");
             ExitCode::FAILURE
         }
     }

@@ -31,7 +31,7 @@ pub fn find() -> Option<PathBuf> {
         }
     }
     output(Command::new("npm").arg("--version"))?;
-    println!("installing binaryen {BINARYEN} into {}", folder.display());
+    say!("installing binaryen {BINARYEN} into {}", folder.display());
     let installed = run(Command::new("npm")
         .args([
             "install",
@@ -44,7 +44,7 @@ pub fn find() -> Option<PathBuf> {
         .arg(&folder)
         .arg(format!("binaryen@{BINARYEN}")));
     if let Err(failure) = installed {
-        eprintln!("warning: {failure}");
+        complain!("warning: {failure}");
     }
     is_right(&fetched).then_some(fetched)
 }

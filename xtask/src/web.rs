@@ -19,7 +19,7 @@ const MAX_COMPRESSED: u64 = 5_000_000;
 /// Builds it.
 pub fn build(options: &Options) -> Result<(), Failure> {
     let toolchain = Toolchain::find()?;
-    println!("building with {}", toolchain.describe());
+    say!("building with {}", toolchain.describe());
     // A folder of its own, since it may be another compiler.
     let built = target().join("wasm");
     let (profile, folder) = match options.release {
@@ -72,7 +72,7 @@ pub fn build(options: &Options) -> Result<(), Failure> {
              which feature or dependency came in, or raise the limit in xtask/src/web.rs"
         ));
     }
-    println!(
+    say!(
         "\nPlay with: cargo serve --web {0}\nor serve {0} with any web server, and add ?server=ws://HOST:PORT/",
         options.out.display()
     );
@@ -82,13 +82,13 @@ pub fn build(options: &Options) -> Result<(), Failure> {
 /// Makes the program smaller, if there is what it takes.
 fn optimise(program: &Path) -> Result<(), Failure> {
     let Some(wasm_opt) = wasm_opt::find() else {
-        eprintln!(
+        complain!(
             "note: the program could be a fifth smaller; install wasm-opt (binaryen 116 or newer), or npm, which \
              fetches it"
         );
         return Ok(());
     };
-    println!("optimising with {}", wasm_opt.display());
+    say!("optimising with {}", wasm_opt.display());
     let optimised = program.with_extension("opt");
     run(Command::new(wasm_opt)
         // What the compiler uses, and all browsers of today have. With all features, it uses some that none has.

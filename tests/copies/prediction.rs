@@ -1,0 +1,505 @@
+//! Copies that this client predicts, and what its own simulation does to them.
+
+use std::time::Duration;
+
+use bevy::prelude::*;
+use bevy_tandem::prelude::*;
+use bevy_tandem::testing::{TestClientId, TestNet};
+use serde::{Deserialize, Serialize};
+
+use crate::game::*;
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+struct Control {
+    steer: i8,
+    fires: bool,
+}
+
+/// Where a ship is; predicted and not smoothed.
+#[derive(Component, Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct At(f32);
+
+#[derive(Component, Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct Ship;
+
+#[derive(Component, Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct Shot(u16);
+
+/// What a shot trails behind it: a child of its own.
+#[derive(Component, Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct Trail(u8);
+
+/// Predicted, names an entity.
+#[derive(Component, Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct Lock(#[entities] Entity);
+
+/// On a client that believes that its ship is gone.
+#[derive(Resource)]
+struct Believes;
+
+fn ships(app: &mut App) {
+    app.add_input::<Control>();
+    app.replicate::<Tag>();
+    app.replicate::<At>().predict();
+    app.replicate::<Ship>();
+    app.replicate::<Shot>().predict();
+    app.replicate::<Trail>();
+    app.replicate::<Lock>().predict();
+    app.replicate::<Place>().predict().interpolate();
+    app.add_systems(FixedUpdate, (steer, fly, fire, believe).chain());
+    app.add_observer(|joined: On<SessionJoined>, mut commands: Commands| {
+        commands.spawn((Replicated, OwnedBy(joined.entity), Ship, At(0.0)));
+    });
+}
+
+fn steer(mut ships: Query<(&Input<Control>, &mut At), (With<Ship>, With<Simulated>)>) {
+    for (input, mut at) in &mut ships {
+        at.0 += f32::from(input.steer) * 0.125;
+    }
+}
+
+fn fly(mut shots: Query<(Entity, &mut Shot, &mut At), With<Simulated>>, mut commands: Commands) {
+    for (entity, mut shot, mut at) in &mut shots {
+        at.0 += 0.25;
+        shot.0 -= 1;
+        if shot.0 == 0 {
+            commands.entity(entity).despawn();
+        }
+    }
+}
+
+fn fire(
+    ships: Query<(&Input<Control>, &At, &Owner), (With<Ship>, With<Simulated>)>,
+    tick: Res<CurrentTick>,
+    mut commands: Commands,
+) {
+    for (input, at, owner) in &ships {
+        if input.fires {
+            let shot = commands
+                .spawn((
+                    Replicated,
+                    SpawnKey::new(owner.0.0, tick.0, 0),
+                    Shot(120),
+                    At(at.0),
+                ))
+                .id();
+            commands.spawn((
+                Replicated,
+                SpawnKey::new(owner.0.0, tick.0, 1),
+                Trail(1),
+                ChildOf(shot),
+            ));
+        }
+    }
+}
+
+fn believe(
+    ships: Query<Entity, (With<Ship>, With<Predicted>)>,
+    believes: Option<Res<Believes>>,
+    mut commands: Commands,
+) {
+    if believes.is_some() {
+        for ship in &ships {
+            commands.entity(ship).despawn();
+        }
+    }
+}
+
+fn control(net: &mut TestNet, client: TestClientId, steer: i8, fires: bool) {
+    net.client(client)
+        .insert_resource(LocalInput(Control { steer, fires }));
+}
+
+fn own(net: &mut TestNet, client: TestClientId) -> f32 {
+    let world = net.client(client).world_mut();
+    let mut own = world.query_filtered::<&At, (With<Owned>, With<Ship>)>();
+    own.single(world).unwrap().0
+}
+
+fn real(net: &mut TestNet) -> f32 {
+    let world = net.server.world_mut();
+    let mut ships = world.query_filtered::<&At, With<Ship>>();
+    ships.single(world).unwrap().0
+}
+
+fn ship(net: &mut TestNet) -> Entity {
+    let world = net.server.world_mut();
+    let mut ships = world.query_filtered::<Entity, With<Ship>>();
+    ships.single(world).unwrap()
+}
+
+/// Steers for a while: the server moves the ship by what was steered, and the client ends where it is.
+
+fn steering_works(net: &mut TestNet, client: TestClientId) {
+    let before = real(net);
+    control(net, client, 1, false);
+    net.run(Ticks(60));
+    control(net, client, 0, false);
+    net.run(Ticks(90));
+    let moved = real(net) - before;
+    // On a bad link, the first and the last inputs may come late.
+    assert!((moved - 7.5).abs() < 1.5, "moved by {moved}");
+    assert_eq!(own(net, client), real(net));
+}
+
+#[test]
+fn a_replay_keeps_what_was_spawned_early_together() {
+    for delay in 0..4 {
+        let (mut net, ada) = with_ada(
+            ships,
+            LinkConditions {
+                latency: Duration::from_millis(60),
+                ..default()
+            },
+        );
+        let ship = ship(&mut net);
+        net.server.world_mut().get_mut::<At>(ship).unwrap().0 += 3.0;
+        net.run(Ticks(delay));
+        control(&mut net, ada, 1, true);
+        net.run(Ticks(1));
+        control(&mut net, ada, 1, false);
+        for frame in 0..60 {
+            net.run(Ticks(1));
+            let world = net.client(ada).world_mut();
+            let shots: Vec<_> = world
+                .query_filtered::<Entity, With<Shot>>()
+                .iter(world)
+                .collect();
+            let trails: Vec<_> = world
+                .query::<(&SpawnKey, Option<&Trail>, Option<&ChildOf>, Has<Shot>)>()
+                .iter(world)
+                .filter(|(.., is_shot)| !is_shot)
+                .map(|(_, trail, parent, _)| (trail.cloned(), parent.cloned()))
+                .collect();
+            assert_eq!(shots.len(), 1, "delay {delay}, frame {frame}");
+            assert_eq!(
+                trails,
+                [(Some(Trail(1)), Some(ChildOf(shots[0])))],
+                "delay {delay}, frame {frame}"
+            );
+        }
+    }
+}
+
+#[test]
+fn predicted_references_are_compared_as_this_client_knows_them() {
+    let (mut net, ada) = with_ada(ships, clean());
+    let ship = ship(&mut net);
+    let targets = [spawn(&mut net, Tag(1)), spawn(&mut net, Tag(2))];
+    net.run(Ticks(60));
+    let before = stats(&mut net, ada).reconciliations;
+    for n in 0..10 {
+        net.server
+            .world_mut()
+            .entity_mut(ship)
+            .insert(Lock(targets[n % 2]));
+        control(&mut net, ada, 1, false);
+        net.run(Ticks(30));
+    }
+    net.run(Ticks(30));
+    let after = stats(&mut net, ada).reconciliations;
+    assert!(after - before <= 12, "{} corrections", after - before);
+    let target = copy(&mut net, ada, 2).unwrap();
+    let world = net.client(ada).world_mut();
+    let lock = world.query::<&Lock>().single(world).unwrap();
+    assert_eq!(*lock, Lock(target));
+}
+
+#[test]
+fn a_smoothed_predicted_component_comes_back_with_its_new_value() {
+    let (mut net, ada) = with_ada(ships, clean());
+    let ship = ship(&mut net);
+    net.server.world_mut().entity_mut(ship).insert(Place(1.0));
+    for n in 0..60 {
+        net.server.world_mut().get_mut::<Place>(ship).unwrap().0 = n as f32;
+        net.run(Ticks(1));
+    }
+    net.server.world_mut().entity_mut(ship).remove::<Place>();
+    net.run(Ticks(60));
+    let seen = |net: &mut TestNet| {
+        let world = net.client(ada).world_mut();
+        let mut query = world.query_filtered::<Option<&Place>, With<Ship>>();
+        query.single(world).unwrap().cloned()
+    };
+    assert_eq!(seen(&mut net), None);
+    net.server.world_mut().entity_mut(ship).insert(Place(500.0));
+    net.run(Ticks(120));
+    assert_eq!(seen(&mut net), Some(Place(500.0)));
+}
+
+#[test]
+fn a_predicted_thing_at_rest_is_not_changed_every_frame() {
+    #[derive(Resource, Default)]
+    struct Changes([u32; 2]);
+    fn watched(app: &mut App) {
+        ships(app);
+        app.init_resource::<Changes>();
+        app.add_systems(
+            Update,
+            |at: Query<(), Changed<At>>,
+             place: Query<(), Changed<Place>>,
+             mut changes: ResMut<Changes>| {
+                changes.0[0] += at.iter().count() as u32;
+                changes.0[1] += place.iter().count() as u32;
+            },
+        );
+    }
+    // Nothing steers: no input.
+    fn still(app: &mut App) {
+        watched(app);
+    }
+    let (mut net, ada) = with_ada(still, clean());
+    let ship = ship(&mut net);
+    net.server
+        .world_mut()
+        .entity_mut(ship)
+        .insert(Place(1.0))
+        .remove::<At>();
+    net.run(Ticks(120));
+    *net.client(ada).world_mut().resource_mut::<Changes>() = Changes::default();
+    net.run(Ticks(60));
+    let changes = net.client(ada).world().resource::<Changes>().0;
+    assert_eq!(changes, [0, 0], "marked as changed in a second of rest");
+}
+
+#[test]
+fn ticks_may_wrap_around() {
+    let mut net = TestNet::new(ships, lossy(3));
+    net.server.world_mut().resource_mut::<CurrentTick>().0 = Tick(u32::MAX - 300);
+    let ada = net.join("Ada");
+    net.run(Ticks(120));
+    let session = net.session(ada).unwrap();
+    let room = net.server.world_mut().spawn(Room).id();
+    net.server
+        .world_mut()
+        .entity_mut(session)
+        .insert(InRoom(room));
+    let entity = spawn(&mut net, (Tag(1), Place(0.0), InRoom(room)));
+    let before = stats(&mut net, ada);
+    for n in 0..600 {
+        net.server.world_mut().get_mut::<Place>(entity).unwrap().0 = n as f32;
+        control(&mut net, ada, if n % 40 < 20 { 1 } else { -1 }, n % 50 == 0);
+        net.run(Ticks(1));
+        if n > 60 {
+            let place = value::<Place>(&mut net, ada, 1).unwrap().0;
+            assert!(
+                (n as f32 - 40.0..=n as f32).contains(&place),
+                "{n}: {place}"
+            );
+        }
+    }
+    assert!(
+        net.server.world().resource::<CurrentTick>().0.0 < 1_000,
+        "it has wrapped"
+    );
+    let after = stats(&mut net, ada);
+    assert_eq!(after.clock_snaps, before.clock_snaps);
+    let late = after.inputs_late - before.inputs_late;
+    assert!(late < 30, "{late}");
+    steering_works(&mut net, ada);
+}
+
+#[test]
+fn a_predicted_despawn_that_is_refused_brings_back_what_hung_below() {
+    for seed in 0..4 {
+        let (mut net, ada) = with_ada(ships, lossy(seed));
+        let ship = ship(&mut net);
+        let turret = spawn(&mut net, (Tag(2), Health(3), ChildOf(ship)));
+        spawn(&mut net, (Tag(3), Place(4.0), ChildOf(turret)));
+        net.run(Ticks(120));
+        assert!(copy(&mut net, ada, 3).is_some());
+        net.client(ada).insert_resource(Believes);
+        net.run(Ticks(3));
+        let world = net.client(ada).world_mut();
+        world.remove_resource::<Believes>();
+        let ships = world.query::<&Ship>().iter(world).count();
+        assert_eq!(ships, 0, "the client believes it is gone");
+        net.run(Ticks(240));
+        let world = net.client(ada).world_mut();
+        let ship = world
+            .query_filtered::<Entity, With<Ship>>()
+            .single(world)
+            .expect("it is back");
+        assert_eq!(
+            value::<ChildOf>(&mut net, ada, 2),
+            Some(ChildOf(ship)),
+            "seed {seed}"
+        );
+        let turret = copy(&mut net, ada, 2).unwrap();
+        assert_eq!(
+            value::<ChildOf>(&mut net, ada, 3),
+            Some(ChildOf(turret)),
+            "seed {seed}"
+        );
+        steering_works(&mut net, ada);
+    }
+}
+
+/// Fires shots whose trails are spawned with them.
+fn nested(app: &mut App) {
+    app.add_input::<Control>();
+    app.replicate::<Tag>();
+    app.replicate::<At>().predict();
+    app.replicate::<Ship>();
+    app.replicate::<Shot>().predict();
+    app.replicate::<Trail>();
+    app.add_systems(FixedUpdate, (steer, fly, fire_nested).chain());
+    app.add_observer(|joined: On<SessionJoined>, mut commands: Commands| {
+        commands.spawn((Replicated, OwnedBy(joined.entity), Ship, At(0.0)));
+    });
+}
+
+fn fire_nested(
+    ships: Query<(&Input<Control>, &At, &Owner), (With<Ship>, With<Simulated>)>,
+    tick: Res<CurrentTick>,
+    mut commands: Commands,
+) {
+    for (input, at, owner) in &ships {
+        if input.fires {
+            commands.spawn((
+                Replicated,
+                SpawnKey::new(owner.0.0, tick.0, 0),
+                Shot(120),
+                At(at.0),
+                children![(Replicated, SpawnKey::new(owner.0.0, tick.0, 1), Trail(1),)],
+            ));
+        }
+    }
+}
+
+#[test]
+fn what_is_spawned_early_as_children_stays_together() {
+    for (seed, push) in (0..4).flat_map(|seed| [(seed, 0.0), (seed, 3.0)]) {
+        let (mut net, ada) = with_ada(nested, lossy(seed));
+        let ship = ship(&mut net);
+        change::<At>(&mut net, ship, |at| at.0 += push);
+        net.run(Ticks(2));
+        control(&mut net, ada, 1, true);
+        net.run(Ticks(1));
+        control(&mut net, ada, 1, false);
+        for frame in 0..80 {
+            net.run(Ticks(1));
+            let world = net.client(ada).world_mut();
+            let mut shots: Vec<_> = world
+                .query_filtered::<Entity, With<Shot>>()
+                .iter(world)
+                .collect();
+            let mut trails: Vec<_> = world
+                .query::<(&Trail, &ChildOf)>()
+                .iter(world)
+                .map(|(_, parent)| parent.parent())
+                .collect();
+            shots.sort_unstable();
+            trails.sort_unstable();
+            assert_eq!(
+                trails, shots,
+                "seed {seed}, pushed by {push}, frame {frame}"
+            );
+            // A frame may have two ticks, when the client catches up.
+            assert!(shots.len() <= 2, "seed {seed}, frame {frame}");
+        }
+        net.run(Ticks(240));
+        let world = net.client(ada).world_mut();
+        let left = world.query_filtered::<(), Or<(With<Shot>, With<Trail>)>>();
+        let mut left = left;
+        assert_eq!(left.iter(world).count(), 0, "seed {seed}");
+    }
+}
+
+#[test]
+fn a_large_predicted_component_keeps_its_value_until_the_next_has_come() {
+    #[derive(Resource, Default)]
+    struct Gaps(u32);
+    fn large(app: &mut App) {
+        app.replicate::<Tag>();
+        app.replicate::<Big>().predict();
+        app.replicate::<At>().predict();
+        app.init_resource::<Gaps>().add_systems(
+            Last,
+            |things: Query<Has<Big>, With<At>>, mut gaps: ResMut<Gaps>| {
+                gaps.0 += things.iter().filter(|has| !has).count() as u32;
+            },
+        );
+    }
+    for seed in 0..3 {
+        let (mut net, ada) = with_ada(large, lossy(seed));
+        let by = PredictedBy::Everyone;
+        let entity = spawn(&mut net, (Tag(1), by, At(0.0), Big(vec![0; 4_000])));
+        net.run(Ticks(180));
+        assert_eq!(value(&mut net, ada, 1), Some(Big(vec![0; 4_000])));
+        net.client(ada).insert_resource(Gaps::default());
+        for n in 1..20 {
+            change::<Big>(&mut net, entity, |big| {
+                big.0 = vec![n; 4_000 + usize::from(n)]
+            });
+            // Corrections and replays meanwhile.
+            change::<At>(&mut net, entity, |at| at.0 += 1.0);
+            net.run(Ticks(6));
+        }
+        net.run(Ticks(180));
+        assert_eq!(
+            value(&mut net, ada, 1),
+            Some(Big(vec![19; 4_019])),
+            "seed {seed}"
+        );
+        assert_eq!(
+            net.client(ada).world().resource::<Gaps>().0,
+            0,
+            "seed {seed}"
+        );
+    }
+}
+
+#[test]
+fn who_owns_and_predicts_may_change_again_and_again() {
+    for seed in 0..4 {
+        let (mut net, ada) = with_ada(ships, lossy(seed));
+        let session = net.session(ada).unwrap();
+        let entity = spawn(&mut net, (Tag(5), At(1.0), Place(2.0), Trail(3)));
+        let mut rng = fastrand::Rng::with_seed(seed);
+        for n in 0..80 {
+            let mut at = on_server(&mut net, entity);
+            match rng.u8(0..6) {
+                0 => {
+                    at.insert(OwnedBy(session));
+                }
+                1 => {
+                    at.remove::<OwnedBy>();
+                }
+                2 => {
+                    at.insert(PredictedBy::Everyone);
+                }
+                3 => {
+                    at.remove::<PredictedBy>();
+                }
+                4 => {
+                    at.remove::<(At, Place)>().insert(Place(n as f32));
+                }
+                _ => {
+                    at.insert((At(n as f32), Trail(n as u8)));
+                }
+            }
+            net.run(Ticks(rng.u32(0..8)));
+        }
+        net.run(Ticks(240));
+        let at = net.server.world().entity(entity);
+        let wanted = (
+            at.get::<At>().cloned(),
+            at.get::<Place>().cloned(),
+            at.get::<Trail>().cloned(),
+        );
+        let by = at.get::<PredictedBy>().copied().unwrap_or_default();
+        let is_predicted = by == PredictedBy::Everyone || at.contains::<OwnedBy>();
+        let copy = copy(&mut net, ada, 5).unwrap();
+        let at = net.client(ada).world().entity(copy);
+        let seen = (
+            at.get::<At>().cloned(),
+            at.get::<Place>().cloned(),
+            at.get::<Trail>().cloned(),
+        );
+        assert_eq!(seen, wanted, "seed {seed}");
+        assert_eq!(at.contains::<Predicted>(), is_predicted, "seed {seed}");
+        assert_eq!(at.contains::<Simulated>(), is_predicted, "seed {seed}");
+        assert_eq!(at.contains::<Interpolated>(), !is_predicted, "seed {seed}");
+    }
+}
