@@ -88,6 +88,12 @@ pub(crate) trait Carrier {
 
     /// Sends both as one datagram; the second part goes to many.
     fn send_shared(&mut self, head: &[u8], shared: &SharedBytes);
+
+    /// The time at this moment, where the frame's is `now`. What is sent is stamped with it, and what arrives must be
+    /// told by the same clock.
+    fn clock(&self, now: Duration) -> Duration {
+        now
+    }
 }
 
 /// Which end this is.
@@ -514,13 +520,13 @@ impl Peer {
         }
     }
 
-    /// Takes a datagram apart. Chunks of datagrams that came before, or too late, are not shown.
+    /// Takes a datagram apart that arrived at `at`. Chunks of datagrams that came before, or too late, are not shown.
     ///
     /// Nor are snapshots that a newer one has overtaken: they are not used, so their datagrams are not acknowledged
     /// either, and the server sends again what only they contained.
     pub fn receive<'a>(
         &mut self,
-        now: Duration,
+        at: Duration,
         datagram: &'a [u8],
         mut on_acked: impl FnMut(u16),
         mut on_chunk: impl FnMut(ChunkKind, &'a [u8]),
@@ -528,7 +534,7 @@ impl Peer {
         let Some((header, mut rest)) = Header::decode(datagram) else {
             return Err(Violation("a datagram without a header".into()));
         };
-        let received = self.acks.handle_header(now, header, |delivery| {
+        let received = self.acks.handle_header(at, header, |delivery| {
             if let acks::Delivery::Acked(seq) = delivery {
                 on_acked(seq);
             }
@@ -617,6 +623,7 @@ impl Peer {
     /// Small ones stay in that datagram. A stream that has `queued` bytes is given no more than it can have soon. Returns
     /// the datagram's number, for acknowledgements.
     pub fn begin(&mut self, now: Duration, queued: usize, to: &mut impl Carrier) -> u16 {
+        let now = to.clock(now);
         match &mut self.messages {
             Messages::InPackets(packets) => {
                 let packets = packets.take_packets(self.side);
@@ -736,6 +743,7 @@ impl Peer {
             Messages::InPackets(_) => GOODBYES,
             Messages::AsChunks(_) => 1,
         };
+        let now = to.clock(now);
         for _ in 0..times {
             self.start_datagram(now);
             self.chunk(ChunkKind::Goodbye, &bytes);
@@ -780,6 +788,79 @@ mod tests {
         fn send_shared(&mut self, head: &[u8], shared: &SharedBytes) {
             self.0.push([head, shared.bytes()].concat());
         }
+    }
+
+    /// A carrier whose clock goes on during a frame.
+    struct Clocked<'a>(&'a mut Wire, Duration);
+
+    impl Carrier for Clocked<'_> {
+        fn send(&mut self, datagram: &[u8]) {
+            self.0.send(datagram);
+        }
+
+        fn send_shared(&mut self, head: &[u8], shared: &SharedBytes) {
+            self.0.send_shared(head, shared);
+        }
+
+        fn clock(&self, _now: Duration) -> Duration {
+            self.1
+        }
+    }
+
+    /// A millisecond at a time: a client that reads at the start of its frames and sends at their end, and a server that
+    /// does so 60 times a second. What they measure, in milliseconds.
+    fn measured_round_trips(frame_ms: u64, one_way_ms: u64) -> (f64, f64) {
+        let ms = Duration::from_millis;
+        let mut ends = [
+            Peer::new(Side::Client, Delivery::Datagrams),
+            Peer::new(Side::Server, Delivery::Datagrams),
+        ];
+        let frames = [frame_ms, 16];
+        // Under way to each end, with the time of arrival.
+        let mut under_way = [VecDeque::new(), VecDeque::new()];
+        for now in 0..20_000 {
+            for end in 0..2 {
+                let phase = now % frames[end];
+                if phase == 0 {
+                    while let Some((at, datagram)) =
+                        under_way[end].pop_front_if(|(at, _): &mut (u64, Vec<u8>)| *at <= now)
+                    {
+                        ends[end]
+                            .receive(ms(at), &datagram, |_| {}, |_, _| {})
+                            .expect("ours");
+                    }
+                }
+                if phase == frames[end] - 1 {
+                    let mut wire = Wire::default();
+                    let mut to = Clocked(&mut wire, ms(now));
+                    let frame_began = ms(now - phase);
+                    ends[end].begin(frame_began, 0, &mut to);
+                    ends[end].finish(&mut to);
+                    let arrive = wire.0.into_iter().map(|it| (now + one_way_ms, it));
+                    under_way[1 - end].extend(arrive);
+                }
+            }
+        }
+        let rtt = |end: usize| ends[end].acks.rtt().expect("measured").as_secs_f64() * 1e3;
+        (rtt(0), rtt(1))
+    }
+
+    #[test]
+    fn a_client_at_7_frames_a_second_measures_the_wire_and_not_its_frames() {
+        let (client, server) = measured_round_trips(143, 25);
+        assert!((49.0..=52.0).contains(&client), "{client} ms at the client");
+        assert!((49.0..=52.0).contains(&server), "{server} ms at the server");
+    }
+
+    #[test]
+    fn even_a_client_at_2_frames_a_second_measures_the_wire() {
+        let (client, server) = measured_round_trips(500, 25);
+        assert!((49.0..=52.0).contains(&client), "{client} ms at the client");
+        // It answers later than it can tell, so its server knows a bound.
+        assert!(
+            (50.0..=1_000.0).contains(&server),
+            "{server} ms at the server"
+        );
     }
 
     /// What one end sends in a tick, over a stream that has so much queued.

@@ -5,9 +5,10 @@ mod support;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use support::relay::{Hole, Relay, Route};
+use bevy_tandem::prelude::LinkConditions;
+use support::relay::{Hole, Relay, RelayConditions, Route, Stalls};
 use support::{PATIENCE, wait_for};
 
 const LOOPBACK: SocketAddr =
@@ -30,12 +31,16 @@ struct Udp {
 
 impl Udp {
     fn new() -> Self {
+        Self::with(RelayConditions::default())
+    }
+
+    fn with(conditions: RelayConditions) -> Self {
         let (client, server) = (udp(), udp());
         let route = Route {
             listen: LOOPBACK,
             server: server.local_addr().expect("bound"),
         };
-        let relay = Relay::start(Some(route), None).expect("free ports");
+        let relay = Relay::start_with(Some(route), None, conditions).expect("free ports");
         client
             .connect(relay.udp_addr().expect("udp"))
             .expect("loopback");
@@ -106,14 +111,103 @@ fn a_rebound_client_comes_from_another_port_and_its_old_one_is_dead() {
     assert_eq!(net.answer(before, 4), None, "sent to where the client was");
 }
 
+#[test]
+fn what_is_lost_damaged_or_doubled_is_so_both_ways() {
+    let conditions = |link, corruption| RelayConditions {
+        link,
+        corruption,
+        stalls: None,
+    };
+    let lost = Udp::with(conditions(LinkConditions::blackhole(), 0.0));
+    assert_eq!(lost.say(1), None);
+    assert!(lost.relay.stats().dropped >= 1, "counted");
+
+    let damaged = Udp::with(conditions(LinkConditions::default(), 1.0));
+    let (got, from) = wait_for("a datagram", || damaged.say(0));
+    assert_eq!(got.count_ones(), 1, "one bit is flipped");
+    let got = wait_for("an answer", || damaged.answer(from, 0));
+    assert_eq!(got.count_ones(), 1, "and on the way back");
+
+    let twice = LinkConditions {
+        duplication: 1.0,
+        ..LinkConditions::default()
+    };
+    let doubled = Udp::with(conditions(twice, 0.0));
+    doubled.say_until_heard(7);
+    let mut buffer = [0; 4];
+    let (length, _) = doubled.server.recv_from(&mut buffer).expect("a second one");
+    assert_eq!(buffer[..length], [7]);
+}
+
+#[test]
+fn what_is_delayed_takes_that_long_each_way() {
+    let latency = Duration::from_millis(60);
+    let link = LinkConditions {
+        latency,
+        ..LinkConditions::default()
+    };
+    let conditions = RelayConditions {
+        link,
+        ..RelayConditions::default()
+    };
+    let net = Udp::with(conditions.clone());
+    let began = Instant::now();
+    let from = net.say_until_heard(1);
+    assert!(began.elapsed() >= latency, "to the server");
+    let began = Instant::now();
+    wait_for("an answer", || net.answer(from, 2));
+    assert!(began.elapsed() >= latency, "and back");
+
+    let (_relay, mut client, mut server) = tcp_with(conditions);
+    let began = Instant::now();
+    client.write_all(b"ping").expect("open");
+    assert_eq!(read(&mut server, 4), b"ping");
+    assert!(began.elapsed() >= latency, "over TCP, too");
+    server.write_all(b"pong").expect("open");
+    assert_eq!(read(&mut client, 4), b"pong");
+    assert!(began.elapsed() >= 2 * latency);
+    drop(client);
+    assert_eq!(server.read(&mut [0; 4]).expect("a clean end"), 0);
+}
+
+#[test]
+fn a_stalled_connection_stands_still_and_then_loses_nothing() {
+    let ms = Duration::from_millis;
+    let stalls = Stalls {
+        every: ms(100),
+        length: ms(40),
+    };
+    let left = |age, phase| stalls.left(ms(age), ms(phase)).as_millis();
+    assert_eq!([left(9, 10), left(10, 10), left(40, 10)], [0, 40, 10]);
+    assert_eq!([left(50, 10), left(110, 10), left(130, 10)], [0, 40, 20]);
+
+    // It stands still nearly always.
+    let conditions = RelayConditions {
+        stalls: Some(Stalls {
+            every: ms(60),
+            length: ms(50),
+        }),
+        ..RelayConditions::default()
+    };
+    let (_relay, mut client, mut server) = tcp_with(conditions);
+    let sent: Vec<u8> = (0..100_000u32).map(|n| n as u8).collect();
+    let reader = thread::spawn(move || read(&mut server, 100_000));
+    client.write_all(&sent).expect("open");
+    assert_eq!(reader.join().expect("no panic"), sent);
+}
+
 /// Both ends of a connection through a relay.
 fn tcp() -> (Relay, TcpStream, TcpStream) {
+    tcp_with(RelayConditions::default())
+}
+
+fn tcp_with(conditions: RelayConditions) -> (Relay, TcpStream, TcpStream) {
     let listener = TcpListener::bind(LOOPBACK).expect("a free port");
     let route = Route {
         listen: LOOPBACK,
         server: listener.local_addr().expect("bound"),
     };
-    let relay = Relay::start(None, Some(route)).expect("free ports");
+    let relay = Relay::start_with(None, Some(route), conditions).expect("free ports");
     let client = TcpStream::connect(relay.tcp_addr().expect("tcp")).expect("listening");
     let (server, _) = listener.accept().expect("a connection");
     for stream in [&client, &server] {

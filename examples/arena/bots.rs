@@ -4,7 +4,10 @@
 //!                [--latency-ms L] [--jitter-ms J] [--loss P] [--churn R] [--key FILE] [--seed K] [--still]
 //!                [--report FILE]
 //!
-//! The link conditions act in both directions; the latency is one way.
+//! The link conditions act in both directions; the latency is one way. They act on what the clients say, not on the
+//! wire: for handshakes that meet loss, let the bots play through `cargo proxy`.
+//!
+//! A bot whom nobody answers tries again, as a player would. Why bots could not get in is said once for each reason.
 //!
 //! Besides playing, each bot sends a numbered reliable message ten times a second, and the server answers each: the
 //! report says whether any was lost, came twice or out of order. With `--churn`, links are cut without a goodbye, and
@@ -33,6 +36,9 @@ use crowd::{BackEnd, Crowd, CrowdPlan, Way};
 /// Cuts a minute: beyond one a second, a client would hardly ever be there.
 const MAX_CHURN: f64 = 60.0;
 
+/// Frames a second of a bot. Below this, what it reports is about the machine rather than about the network.
+const TOO_SLOW: f64 = 45.0;
+
 const USAGE: &str = "\
 usage: cargo bots --count N [--udp ADDR] [--transport udp|ws|mixed] [--ws URL [--ca FILE]] [--seconds S]
                   [--latency-ms L] [--jitter-ms J] [--loss P] [--churn R] [--key FILE] [--seed K] [--still]
@@ -59,8 +65,20 @@ fn main() -> ExitCode {
     let mut crowd = Crowd::new(&options.plan);
     crowd.play(options.seconds, |_| signals.any());
     let result = crowd.report();
+    let frame_rate = crowd.frame_rate();
     crowd.leave();
 
+    if result.requested > 0 && frame_rate < TOO_SLOW {
+        args::print_error(format_args!(
+            "the bots have drawn {frame_rate:.0} frames a second, not 60: this machine is too slow for so many, and the \
+             figures are of that, too"
+        ));
+    }
+    for (reason, count) in crowd.refusals() {
+        args::print_error(format_args!(
+            "{count} attempts to get in ended so: {reason}"
+        ));
+    }
     print_summary(&result);
     if let Some(path) = &options.report {
         args::or_fail(
@@ -92,7 +110,11 @@ fn print_summary(report: &ClientsReport) {
         report.snaps,
     ));
     args::print(format_args!(
-        "{} links cut, {} sessions resumed ({} with losses), {} rejected, {} respawned, in {:.0} ms; \
+        "in after {:.0} ms (p99 {:.0} ms), by {} attempts",
+        report.join_ms.p50, report.join_ms.p99, report.join_attempts,
+    ));
+    args::print(format_args!(
+        "{} links cut, {} sessions resumed ({} with losses), {} rejected, {} respawned, in {:.0} ms (p99 {:.0} ms); \
          of {} reliable messages {} lost, {} duplicated, {} reordered",
         report.cuts,
         report.resumed + report.resynced,
@@ -100,6 +122,7 @@ fn print_summary(report: &ClientsReport) {
         report.rejected,
         report.respawned,
         report.resume_ms.p50,
+        report.resume_ms.p99,
         report.reliable_sent,
         report.reliable_lost,
         report.reliable_duplicated,

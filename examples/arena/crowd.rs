@@ -1,21 +1,22 @@
 //! Many real clients in one process, each an app of its own, stepped on one paced loop.
 #![allow(dead_code)]
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use bevy::prelude::*;
-use bevy_tandem::client::{ResumeFinished, ResumeOutcome};
-use bevy_tandem::headless::Pace;
+use bevy_tandem::client::{Connector, ResumeFinished, ResumeOutcome};
 use bevy_tandem::headless::report::ClientsReport;
+use bevy_tandem::headless::{Pace, args};
 use bevy_tandem::histogram::Histogram;
 use bevy_tandem::prelude::*;
-use bevy_tandem::transport::TransportKind;
-use bevy_tandem::transport::udp::token::TokenBuilder;
-use bevy_tandem::transport::udp::{ClientAuth, UdpClientConfig};
-use bevy_tandem::transport::ws::WsClientConfig;
+use bevy_tandem::transport::udp::token::{self, TokenBuilder};
+use bevy_tandem::transport::udp::{ClientAuth, UdpClient, UdpClientConfig};
+use bevy_tandem::transport::ws::{WsAuth, WsClient, WsClientConfig};
+use bevy_tandem::transport::{ClientTransport, Conditioned, TransportKind};
 use fastrand::Rng;
 
 use crate::brain::BrainPlugin;
@@ -33,8 +34,10 @@ const SAMPLE_EVERY: Duration = Duration::from_millis(250);
 const SETTLING: Duration = Duration::from_secs(2);
 /// No link is cut in this last part of a run, so that all have time to come back.
 const CALM: Duration = Duration::from_secs(5);
-/// Until all have started, and more.
+/// For one attempt to join, and more.
 const TOKEN_LIFE: Duration = Duration::from_secs(300);
+/// How soon who could not get in tries again, as a player would who is told that nobody answers.
+const TRY_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
 const NAMES: [&str; 24] = [
     "Ada", "Grace", "Alan", "Edsger", "Barbara", "Donald", "Hedy", "Claude", "Radia", "Ken",
@@ -94,20 +97,72 @@ pub struct Crowd {
     started_at: Instant,
     rtt_ms: Histogram,
     interpolation_delay_ms: Histogram,
+    refusals: Refusals,
+    /// Frames of all clients together.
+    frames: u64,
 }
 
 struct Client {
     app: App,
     kind: TransportKind,
+    entrance: Entrance,
+    join: Join,
+    stepped_at: Instant,
     connected_at: Option<Instant>,
     next_sample_at: Instant,
     churn: Option<Churn>,
 }
 
+/// How far a client is with getting in.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+struct Join {
+    attempts: u64,
+    began_at: Option<Instant>,
+    /// When the next attempt is due, after one that has failed.
+    again_at: Option<Instant>,
+}
+
+impl Join {
+    /// Whether an attempt begins now.
+    fn begins(&mut self, now: Instant) -> bool {
+        let is_first = self.began_at.is_none();
+        let is_due = is_first || self.again_at.is_some_and(|at| now >= at);
+        if is_due {
+            self.began_at.get_or_insert(now);
+            self.again_at = None;
+            self.attempts += 1;
+        }
+        is_due
+    }
+
+    /// An attempt has failed. What the server says is final; that nobody has answered is not.
+    fn fail(&mut self, now: Instant, reason: &DisconnectReason) {
+        if reason.is_loss() || *reason == DisconnectReason::ConnectTimedOut {
+            self.again_at = Some(now + TRY_AGAIN_AFTER);
+        }
+    }
+}
+
+/// Why clients could not get in, each reason with how often it was heard.
+#[derive(Debug, Default)]
+struct Refusals(BTreeMap<String, u64>);
+
+impl Refusals {
+    /// Whether this reason is new.
+    fn add(&mut self, reason: &DisconnectReason) -> bool {
+        let count = self.0.entry(reason.to_string()).or_default();
+        *count += 1;
+        *count == 1
+    }
+}
+
 /// What became of a client's links.
 #[derive(Resource, Default)]
 struct Links {
-    /// Sessions that this client lost, or could not begin.
+    is_in: bool,
+    /// Why the last attempt to get in has failed.
+    refused: Option<DisconnectReason>,
+    /// Sessions that this client lost.
     disconnects: u64,
     cuts: u64,
     resumed: u64,
@@ -123,8 +178,11 @@ impl Crowd {
             let way = &plan.ways[index % plan.ways.len()];
             let seed = plan.seed.wrapping_add(index as u64);
             Client {
-                app: client(plan, way, index, seed),
+                app: client(plan, index, seed),
                 kind: way.kind(),
+                entrance: Entrance::new(plan, way, index, seed),
+                join: Join::default(),
+                stepped_at: started_at,
                 connected_at: None,
                 next_sample_at: started_at,
                 churn: (plan.churn_per_minute > 0.0)
@@ -137,7 +195,23 @@ impl Crowd {
             started_at,
             rtt_ms: Histogram::default(),
             interpolation_delay_ms: Histogram::default(),
+            refusals: Refusals::default(),
+            frames: 0,
         }
+    }
+
+    /// Frames of a client in a second, on average. Much less than 60, and the machine is too slow for so many.
+    pub fn frame_rate(&self) -> f64 {
+        let client_seconds = self.started_at.elapsed().as_secs_f64() * self.clients.len() as f64;
+        self.frames as f64 / client_seconds.max(1e-9)
+    }
+
+    /// Why clients could not get in, with the number of attempts that ended so.
+    pub fn refusals(&self) -> impl Iterator<Item = (&str, u64)> {
+        self.refusals
+            .0
+            .iter()
+            .map(|(reason, &count)| (&reason[..], count))
     }
 
     /// Plays for so long, or until `stop` says so, asked once a frame with the crowd as it is.
@@ -219,7 +293,7 @@ impl Crowd {
             ..default()
         };
         let mut sum = ClientStats::default();
-        let mut resume_ms = Histogram::default();
+        let (mut join_ms, mut resume_ms) = (Histogram::default(), Histogram::default());
         let mut client_seconds = 0.0;
         for client in &self.clients {
             let world = client.app.world();
@@ -229,12 +303,16 @@ impl Crowd {
                 .or_default();
             let links = world.resource::<Links>();
             transport.requested += 1;
+            report.join_attempts += client.join.attempts;
             let Some(connected_at) = client.connected_at else {
                 continue;
             };
             let stats = world.resource::<ClientStats>();
             let ledger = world.resource::<Ledger>();
             client_seconds += (now - connected_at).as_secs_f64();
+            if let Some(began_at) = client.join.began_at {
+                join_ms.record((connected_at - began_at).as_secs_f64() * 1e3);
+            }
             transport.connected += 1;
             transport.disconnects += links.disconnects;
             transport.cuts += links.cuts;
@@ -270,6 +348,7 @@ impl Crowd {
             report.rejected += transport.rejected;
             report.reliable_lost += transport.reliable_lost;
         }
+        report.join_ms = (&join_ms).into();
         report.resume_ms = (&resume_ms).into();
         let per_client_s = |total: u64| total as f64 / client_seconds.max(1e-9);
         let ratio = |part: u64, whole: u64| part as f64 / whole.max(1) as f64;
@@ -287,11 +366,24 @@ impl Crowd {
     }
 
     fn step_slot(&mut self, slot: usize) {
-        let started = &mut self.clients[..self.started];
-        for client in started.iter_mut().skip(slot).step_by(SLOTS) {
+        let started = self.clients[..self.started].iter_mut().enumerate();
+        for (index, client) in started {
+            // Where there are more clients than this machine can play with, their frames get long. Who is on the way in
+            // has little to do and keeps the pace: what is measured is the network, and not the crowd.
+            let is_its_slot = index % SLOTS == slot;
+            if !is_its_slot && !client.is_late(Instant::now()) {
+                continue;
+            }
+            client.join(Instant::now());
+            client.stepped_at = Instant::now();
             client.app.update();
             let now = Instant::now();
-            client.note_connection(now);
+            if let Some(reason) = client.note_connection(now)
+                && self.refusals.add(&reason)
+            {
+                args::print_error(format_args!("a bot could not get in: {reason}"));
+            }
+            self.frames += 1;
             let is_settled = client.connected_at.is_some_and(|at| now - at > SETTLING);
             if is_settled && now >= client.next_sample_at {
                 client.next_sample_at = now + SAMPLE_EVERY;
@@ -305,16 +397,39 @@ impl Crowd {
 }
 
 impl Client {
-    fn note_connection(&mut self, now: Instant) {
+    /// Whether it is on the way in, for the first time or again, and its last step was a frame ago.
+    fn is_late(&self, now: Instant) -> bool {
+        let is_joining = match self.app.world().resource::<Connection>().state() {
+            ConnectionState::Connecting | ConnectionState::Reconnecting => true,
+            ConnectionState::Connected => false,
+            _ => self.join.again_at.is_some_and(|at| now >= at),
+        };
+        is_joining && now.saturating_duration_since(self.stepped_at) >= FRAME
+    }
+
+    /// Tries to get in, if it is time to.
+    fn join(&mut self, now: Instant) {
+        if self.connected_at.is_none() && self.join.begins(now) {
+            self.app.connect_with(self.entrance.clone());
+        }
+    }
+
+    /// Notes whether it is in. Tells why it could not get in, once for each attempt.
+    fn note_connection(&mut self, now: Instant) -> Option<DisconnectReason> {
         let world = self.app.world_mut();
+        if let Some(reason) = world.resource_mut::<Links>().refused.take() {
+            self.join.fail(now, &reason);
+            return Some(reason);
+        }
         if world.resource::<Connection>().state() != ConnectionState::Connected {
-            return;
+            return None;
         }
         let since = now - *self.connected_at.get_or_insert(now);
         if self.churn.as_mut().is_some_and(|churn| churn.is_due(since)) {
             world.cut_link();
             world.resource_mut::<Links>().cuts += 1;
         }
+        None
     }
 }
 
@@ -348,21 +463,15 @@ impl Churn {
     }
 }
 
-fn client(plan: &CrowdPlan, way: &Way, index: usize, seed: u64) -> App {
+fn client(plan: &CrowdPlan, index: usize, seed: u64) -> App {
     let name = match NAMES.get(index) {
         Some(name) => (*name).to_string(),
         None => format!("{} {}", NAMES[index % NAMES.len()], index / NAMES.len() + 1),
     };
-    let conditions = LinkConditions {
-        seed,
-        ..plan.conditions.clone()
-    };
     let mut app = App::new();
     app.add_plugins((
         MinimalPlugins,
-        TandemClientPlugins::with_config(config(plan, way, index))
-            .named(name)
-            .conditioned(conditions),
+        TandemClientPlugins::default().named(name),
         game::game,
         LedgerPlugin,
         BrainPlugin {
@@ -371,6 +480,7 @@ fn client(plan: &CrowdPlan, way: &Way, index: usize, seed: u64) -> App {
         },
     ))
     .init_resource::<Links>()
+    .add_observer(note_arrival)
     .add_observer(mourn)
     .add_observer(note_return);
     app.finish();
@@ -378,45 +488,96 @@ fn client(plan: &CrowdPlan, way: &Way, index: usize, seed: u64) -> App {
     app
 }
 
-fn config(plan: &CrowdPlan, way: &Way, index: usize) -> ClientConfig {
-    let token = plan.back_end.as_ref().map(|back_end| {
-        TokenBuilder::new(index as u64, vec![back_end.server])
+/// How one client opens its links.
+#[derive(Clone)]
+struct Entrance {
+    way: Way,
+    index: u64,
+    back_end: Option<BackEnd>,
+    conditions: LinkConditions,
+    settings: ClientConfig,
+}
+
+impl Entrance {
+    fn new(plan: &CrowdPlan, way: &Way, index: usize, seed: u64) -> Self {
+        Self {
+            way: way.clone(),
+            index: index as u64,
+            back_end: plan.back_end.clone(),
+            conditions: plan.conditions.clone().with_seed(seed),
+            settings: ClientConfig::default(),
+        }
+    }
+
+    /// The token that the server has given, or, for a new session, one from the back end.
+    fn token(&self, given: Option<&[u8]>) -> Result<Option<Vec<u8>>, String> {
+        if let Some(given) = given {
+            return Ok(Some(given.to_vec()));
+        }
+        let Some(back_end) = &self.back_end else {
+            return Ok(None);
+        };
+        TokenBuilder::new(self.index, vec![back_end.server])
             .valid_for(TOKEN_LIFE)
             .issue(&back_end.key)
-            .expect("one address and some seconds are a token")
-    });
-    match way {
-        Way::Udp(server) => ClientConfig {
-            udp: Some(match token {
-                Some(token) => ClientAuth::Token(Box::new(token)),
-                None => UdpClientConfig::insecure(*server).auth,
-            }),
-            ..default()
-        },
-        Way::WebSocket { url, ca } => {
-            let mut config = WsClientConfig {
-                ca: ca.clone(),
-                ..WsClientConfig::new(url)
-            };
-            if let Some(token) = &token {
-                config.auth = token.into();
+            .map(|token| Some(token::to_bytes(&token)))
+            .map_err(|error| error.to_string())
+    }
+
+    fn conditioned(&self, link: impl ClientTransport) -> Box<dyn ClientTransport> {
+        Box::new(Conditioned::new(link, self.conditions.clone()))
+    }
+}
+
+impl Connector for Entrance {
+    fn connect(&mut self, given: Option<&[u8]>) -> Result<Box<dyn ClientTransport>, String> {
+        let token = self.token(given)?;
+        match &self.way {
+            Way::Udp(server) => {
+                let mut config = UdpClientConfig {
+                    connect_timeout: self.settings.connect_timeout,
+                    timeout: self.settings.timeout,
+                    ..UdpClientConfig::insecure(*server)
+                };
+                if let Some(token) = token {
+                    let token = token::from_bytes(&token).map_err(|error| error.to_string())?;
+                    config.auth = ClientAuth::Token(Box::new(token));
+                }
+                let link = UdpClient::connect(config).map_err(|error| error.to_string())?;
+                Ok(self.conditioned(link))
             }
-            ClientConfig {
-                websocket: Some(config),
-                ..default()
+            Way::WebSocket { url, ca } => {
+                let mut config = WsClientConfig {
+                    ca: ca.clone(),
+                    connect_timeout: self.settings.connect_timeout,
+                    timeout: self.settings.websocket_timeout,
+                    ..WsClientConfig::new(url)
+                };
+                if let Some(token) = token {
+                    config.auth = WsAuth::Token(token);
+                }
+                let link = WsClient::connect(config).map_err(|error| error.to_string())?;
+                Ok(self.conditioned(link))
             }
         }
     }
 }
 
-/// Says why a session ended, unless this side ended it.
+fn note_arrival(_: On<Connected>, mut links: ResMut<Links>) {
+    links.is_in = true;
+}
+
+/// Says why a session ended, unless this side ended it, and notes why one could not begin.
 fn mourn(disconnected: On<Disconnected>, mut links: ResMut<Links>) {
-    if disconnected.reason != DisconnectReason::ClientLeft {
+    let reason = &disconnected.reason;
+    if *reason == DisconnectReason::ClientLeft {
+        return;
+    }
+    if links.is_in {
         links.disconnects += 1;
-        bevy_tandem::headless::args::print_error(format_args!(
-            "a bot was disconnected: {}",
-            disconnected.reason
-        ));
+        args::print_error(format_args!("a bot was disconnected: {reason}"));
+    } else {
+        links.refused = Some(reason.clone());
     }
 }
 
@@ -449,6 +610,38 @@ mod tests {
         );
         assert_ne!(ada, grace);
         assert_eq!(ada, cuts(1), "the same again from the same seed");
+    }
+
+    #[test]
+    fn who_gets_no_answer_tries_again_and_who_is_refused_does_not() {
+        let mut join = Join::default();
+        let now = Instant::now();
+        assert!(join.begins(now), "the first attempt is due at once");
+        assert!(!join.begins(now), "and is one");
+        join.fail(now, &DisconnectReason::ConnectTimedOut);
+        assert!(!join.begins(now), "a player needs a moment");
+        assert!(join.begins(now + TRY_AGAIN_AFTER));
+        assert_eq!((join.attempts, join.began_at), (2, Some(now)));
+        join.fail(
+            now,
+            &DisconnectReason::GameVersion {
+                server: "2".into(),
+                client: "1".into(),
+            },
+        );
+        assert!(!join.begins(now + 10 * TRY_AGAIN_AFTER));
+    }
+
+    #[test]
+    fn each_reason_is_said_once_and_counted_always() {
+        let mut refusals = Refusals::default();
+        let (full, silent) = (
+            DisconnectReason::ServerFull,
+            DisconnectReason::ConnectTimedOut,
+        );
+        let said = [&full, &silent, &full].map(|reason| refusals.add(reason));
+        assert_eq!(said, [true, true, false]);
+        assert_eq!(refusals.0[&full.to_string()], 2);
     }
 
     #[test]

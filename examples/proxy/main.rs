@@ -1,9 +1,12 @@
 //! A network that fails on command, between clients and a server.
 //!
 //!     cargo proxy [--udp ADDR --udp-to SERVER] [--tcp ADDR --tcp-to SERVER] [--seconds S]
+//!                 [--loss P] [--latency-ms L] [--jitter-ms J] [--duplicate P] [--reorder P] [--corrupt P]
+//!                 [--stall-every S --stall-for S] [--seed K]
 //!                 [--hole-at S --hole-for S] [--cut-at S]... [--rebind-at S]...
 //!
-//! For trying out how a game lives through it: in a hole, everything vanishes and nobody is told.
+//! For trying out how a game lives through it: in a hole, everything vanishes and nobody is told. What `cargo bots` does
+//! to a link acts on what the client says; this acts on the wire, so handshakes, keep-alives and farewells meet it too.
 
 mod relay;
 
@@ -14,10 +17,12 @@ use std::time::{Duration, Instant};
 use bevy_tandem::headless::{Signals, args};
 use lexopt::{Parser, ValueExt};
 
-use relay::{Hole, Relay, Route};
+use relay::{Hole, Relay, RelayConditions, Route, Stalls};
 
 const USAGE: &str = "\
 usage: cargo proxy [--udp ADDR --udp-to SERVER] [--tcp ADDR --tcp-to SERVER] [--seconds S]
+                   [--loss P] [--latency-ms L] [--jitter-ms J] [--duplicate P] [--reorder P] [--corrupt P]
+                   [--stall-every S --stall-for S] [--seed K]
                    [--hole-at S --hole-for S] [--cut-at S]... [--rebind-at S]...
 
   --udp ADDR       listen here, and pass datagrams on
@@ -25,6 +30,15 @@ usage: cargo proxy [--udp ADDR --udp-to SERVER] [--tcp ADDR --tcp-to SERVER] [--
   --tcp ADDR       listen here, and pass connections on (WebSocket runs over them)
   --tcp-to SERVER  to this address
   --seconds S      stop after so long; by default on Ctrl-C or SIGTERM
+  --loss P         lose this share of the datagrams, each way, 0 to 1
+  --latency-ms L   delay all that passes, each way; TCP too
+  --jitter-ms J    and by up to so much more or less, at random
+  --duplicate P    deliver this share of the datagrams twice
+  --reorder P      hold this share of the datagrams back by 30 ms
+  --corrupt P      flip a bit in this share of the datagrams
+  --stall-every S  let each TCP connection stand still so often, each way
+  --stall-for S    and for so long
+  --seed K         of all that is random; 1 by default
   --hole-at S      let everything vanish, both ways, from so many seconds after the start
   --hole-for S     and for so many
   --cut-at S       reset all TCP connections then; may be given again
@@ -34,7 +48,8 @@ fn main() {
     let options = args::or_fail(Options::parse(Parser::from_env()));
     let signals = args::or_fail(Signals::listen());
     let relay = args::or_fail(
-        Relay::start(options.udp, options.tcp).map_err(|error| format!("cannot listen: {error}")),
+        Relay::start_with(options.udp, options.tcp, options.conditions)
+            .map_err(|error| format!("cannot listen: {error}")),
     );
     for (name, addr, route) in [
         ("udp", relay.udp_addr(), options.udp),
@@ -83,6 +98,7 @@ struct Options {
     udp: Option<Route>,
     tcp: Option<Route>,
     seconds: Option<Duration>,
+    conditions: RelayConditions,
     /// What to do, and when after the start.
     plan: Vec<(Duration, Deed)>,
 }
@@ -93,6 +109,9 @@ impl Options {
         let (mut udp, mut udp_to, mut tcp, mut tcp_to) = (None, None, None, None);
         let (mut seconds, mut hole_at, mut hole_for) = (None, None, None);
         let mut plan = Vec::new();
+        let mut conditions = RelayConditions::default();
+        conditions.link.seed = 1;
+        let (mut stall_every, mut stall_for) = (None, None);
         while let Some(arg) = parser.next()? {
             match arg {
                 Long("udp") => udp = Some(parser.value()?.parse()?),
@@ -100,6 +119,15 @@ impl Options {
                 Long("tcp") => tcp = Some(parser.value()?.parse()?),
                 Long("tcp-to") => tcp_to = Some(parser.value()?.parse()?),
                 Long("seconds") => seconds = Some(args::seconds(&mut parser)?),
+                Long("loss") => conditions.link.loss = args::share(&mut parser)?,
+                Long("latency-ms") => conditions.link.latency = args::milliseconds(&mut parser)?,
+                Long("jitter-ms") => conditions.link.jitter = args::milliseconds(&mut parser)?,
+                Long("duplicate") => conditions.link.duplication = args::share(&mut parser)?,
+                Long("reorder") => conditions.link.reordering = args::share(&mut parser)?,
+                Long("corrupt") => conditions.corruption = args::share(&mut parser)?,
+                Long("stall-every") => stall_every = Some(args::seconds(&mut parser)?),
+                Long("stall-for") => stall_for = Some(args::seconds(&mut parser)?),
+                Long("seed") => conditions.link.seed = parser.value()?.parse()?,
                 Long("hole-at") => hole_at = Some(args::seconds(&mut parser)?),
                 Long("hole-for") => hole_for = Some(args::seconds(&mut parser)?),
                 Long("cut-at") => plan.push((args::seconds(&mut parser)?, Deed::Cut)),
@@ -117,6 +145,14 @@ impl Options {
             _ => return Err("'--hole-at' and '--hole-for' need each other".into()),
         }
         plan.sort_by_key(|&(at, _)| at);
+        conditions.stalls = match (stall_every, stall_for) {
+            (Some(every), Some(length)) if length < every => Some(Stalls { every, length }),
+            (Some(_), Some(_)) => {
+                return Err("'--stall-for' must be less than '--stall-every'".into());
+            }
+            (None, None) => None,
+            _ => return Err("'--stall-every' and '--stall-for' need each other".into()),
+        };
         let udp = route("--udp", udp, udp_to)?;
         let tcp = route("--tcp", tcp, tcp_to)?;
         if udp.is_none() && tcp.is_none() {
@@ -128,6 +164,7 @@ impl Options {
             udp,
             tcp,
             seconds,
+            conditions,
             plan,
         })
     }
@@ -160,6 +197,10 @@ mod tests {
             &[&udp[..], &["--hole-at", "3"]].concat(),
             &[&udp[..], &["--hole-for", "3"]].concat(),
             &[&udp[..], &["--cut-at", "soon"]].concat(),
+            &[&udp[..], &["--loss", "1.5"]].concat(),
+            &[&udp[..], &["--corrupt", "some"]].concat(),
+            &[&udp[..], &["--stall-every", "3"]].concat(),
+            &[&udp[..], &["--stall-every", "3", "--stall-for", "3"]].concat(),
             &[&udp[..], &["extra"]].concat(),
         ] {
             let error = Options::parse(Parser::from_args(line)).expect_err("a mistake");

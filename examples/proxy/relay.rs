@@ -1,15 +1,19 @@
 //! A relay for UDP and TCP that can fail as networks do: silently, for a while; by resetting connections; by moving
-//! clients to another address.
+//! clients to another address; and, all the time, by losing, delaying, doubling and damaging what passes.
 // The command line and the tests each use their part of this.
 #![allow(dead_code)]
 
 use std::collections::HashMap;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use bevy_tandem::transport::Delivery;
+use bevy_tandem::transport::conditioner::{ConditionedQueue, LinkConditions, Wire};
+use futures_util::future::{Either, select};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::io::Interest;
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
@@ -23,8 +27,45 @@ const MAX_CLIENTS: usize = 4_096;
 const IDLE: Duration = Duration::from_secs(60);
 /// Of each TCP socket. Small, so that a hole is felt soon by who sends into it, and memory stays bounded.
 const TCP_BUFFER_BYTES: usize = 64 << 10;
-/// What one read takes from a TCP connection: all that the relay itself ever holds of it.
+/// What one read takes from a TCP connection.
 const CHUNK_BYTES: usize = 16 << 10;
+
+/// How often datagrams under way are looked at.
+const STEP: Duration = Duration::from_millis(1);
+/// Most chunks of a TCP connection that the relay holds, each way, while they are delayed.
+const DELAYED_CHUNKS: usize = 64;
+
+/// What happens to all that passes, each way.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct RelayConditions {
+    /// Datagrams meet all of these; TCP shows only the delay of them.
+    pub link: LinkConditions,
+    /// Share of datagrams in which a bit is flipped, 0 to 1.
+    pub corruption: f32,
+    /// TCP connections stand still, each at times of its own.
+    pub stalls: Option<Stalls>,
+}
+
+/// When TCP connections stand still, as they do when a packet was lost and has to come again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stalls {
+    /// From one to the next. More than zero.
+    pub every: Duration,
+    /// For so long.
+    pub length: Duration,
+}
+
+impl Stalls {
+    /// How long a connection that has lived for `age`, and whose first stall came after `phase`, is still to wait.
+    pub fn left(self, age: Duration, phase: Duration) -> Duration {
+        let since = age.saturating_sub(phase).as_nanos() % self.every.as_nanos().max(1);
+        let since = Duration::from_nanos(u64::try_from(since).unwrap_or(u64::MAX));
+        match age < phase {
+            true => Duration::ZERO,
+            false => self.length.saturating_sub(since),
+        }
+    }
+}
 
 /// Where to listen, and where what arrives there goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,6 +129,8 @@ pub struct RelayStats {
 }
 
 struct Shared {
+    conditions: RelayConditions,
+    started_at: Instant,
     /// What is swallowed now.
     hole: watch::Sender<Hole>,
     udp_clients: Mutex<HashMap<SocketAddr, UdpClient>>,
@@ -110,6 +153,14 @@ struct UdpClient {
     /// Carries answers back.
     back: AbortHandle,
     heard_at: Instant,
+    /// What is under way, unless the conditions are perfect.
+    wires: Option<Wires>,
+}
+
+/// What is under way between a client and the server.
+struct Wires {
+    to_server: Wire,
+    from_server: Wire,
 }
 
 impl Drop for UdpClient {
@@ -131,12 +182,27 @@ impl Relay {
     ///
     /// An address cannot be listened on.
     pub fn start(udp: Option<Route>, tcp: Option<Route>) -> io::Result<Self> {
+        Self::start_with(udp, tcp, RelayConditions::default())
+    }
+
+    /// The same, over a network that is as bad as these conditions.
+    ///
+    /// # Errors
+    ///
+    /// An address cannot be listened on.
+    pub fn start_with(
+        udp: Option<Route>,
+        tcp: Option<Route>,
+        conditions: RelayConditions,
+    ) -> io::Result<Self> {
         let runtime = Builder::new_multi_thread()
             .worker_threads(1)
             .thread_name("relay")
             .enable_all()
             .build()?;
         let shared = Arc::new(Shared {
+            conditions,
+            started_at: Instant::now(),
             hole: watch::Sender::new(Hole::None),
             udp_clients: Mutex::default(),
             tcp_connections: Mutex::default(),
@@ -147,6 +213,9 @@ impl Relay {
         if let Some(route) = udp {
             let socket = Arc::new(bind_udp(route.listen)?);
             udp_addr = Some(socket.local_addr()?);
+            if shared.has_wires() {
+                tokio::spawn(deliver(Arc::clone(&shared), Arc::clone(&socket)));
+            }
             tokio::spawn(relay_udp(Arc::clone(&shared), socket, route.server));
         }
         if let Some(route) = tcp {
@@ -226,6 +295,43 @@ impl Shared {
         let _ = hole.wait_for(|hole| !hole.swallows(way)).await;
     }
 
+    /// Time since the start.
+    fn now(&self) -> Duration {
+        self.started_at.elapsed()
+    }
+
+    /// Whether datagrams take time, or do not arrive as they were sent.
+    fn has_wires(&self) -> bool {
+        let seed = self.conditions.link.seed;
+        self.conditions.link != LinkConditions::default().with_seed(seed)
+            || self.conditions.corruption > 0.0
+    }
+
+    /// A wire of its own for each client and each direction.
+    fn wire(&self, stream: u64) -> Wire {
+        let RelayConditions {
+            link, corruption, ..
+        } = &self.conditions;
+        Wire::new(link.clone(), *corruption, stream)
+    }
+
+    /// Puts a datagram on its way, if that takes a wire. Else it can go at once.
+    fn take_up(&self, client: SocketAddr, way: Way, datagram: &[u8]) -> bool {
+        let mut clients = lock(&self.udp_clients);
+        let Some(wires) = clients.get_mut(&client).and_then(|it| it.wires.as_mut()) else {
+            return false;
+        };
+        let wire = match way {
+            Way::ToServer => &mut wires.to_server,
+            Way::FromServer => &mut wires.from_server,
+        };
+        let dropped = wire.dropped();
+        wire.push(self.now(), datagram.to_vec());
+        let dropped = wire.dropped() - dropped;
+        self.counts.dropped.fetch_add(dropped, Ordering::Relaxed);
+        true
+    }
+
     fn count_forwarded(&self) {
         self.counts.forwarded.fetch_add(1, Ordering::Relaxed);
     }
@@ -247,6 +353,7 @@ async fn relay_udp(shared: Arc<Shared>, socket: Arc<UdpSocket>, server: SocketAd
             continue;
         }
         match upstream_of(&shared, &socket, client, server) {
+            Ok(_) if shared.take_up(client, Way::ToServer, &buffer[..length]) => {}
             // A full buffer drops datagrams, as any network does.
             Ok(upstream) if upstream.try_send(&buffer[..length]).is_ok() => {
                 shared.count_forwarded();
@@ -288,13 +395,17 @@ fn upstream_of(
         Arc::clone(socket),
         client,
     );
+    let stream = 2 * shared.counts.udp_clients.fetch_add(1, Ordering::Relaxed);
     let entry = UdpClient {
         upstream: Arc::clone(&upstream),
         back: tokio::spawn(back).abort_handle(),
         heard_at: now,
+        wires: shared.has_wires().then(|| Wires {
+            to_server: shared.wire(stream),
+            from_server: shared.wire(stream + 1),
+        }),
     };
     clients.insert(client, entry);
-    shared.counts.udp_clients.fetch_add(1, Ordering::Relaxed);
     Ok(upstream)
 }
 
@@ -312,12 +423,41 @@ async fn answer(
             tokio::time::sleep(Duration::from_millis(10)).await;
             continue;
         };
-        if !shared.swallows(Way::FromServer)
-            && socket.try_send_to(&buffer[..length], client).is_ok()
-        {
+        if shared.swallows(Way::FromServer) {
+            shared.count_dropped();
+        } else if shared.take_up(client, Way::FromServer, &buffer[..length]) {
+            // On its way.
+        } else if socket.try_send_to(&buffer[..length], client).is_ok() {
             shared.count_forwarded();
         } else {
             shared.count_dropped();
+        }
+    }
+}
+
+/// Delivers datagrams when they are due.
+async fn deliver(shared: Arc<Shared>, socket: Arc<UdpSocket>) {
+    let mut steps = tokio::time::interval(STEP);
+    steps.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        steps.tick().await;
+        let now = shared.now();
+        for (client, known) in lock(&shared.udp_clients).iter_mut() {
+            let Some(wires) = &mut known.wires else {
+                continue;
+            };
+            while let Some(datagram) = wires.to_server.pop_due(now) {
+                match known.upstream.try_send(&datagram) {
+                    Ok(_) => shared.count_forwarded(),
+                    Err(_) => shared.count_dropped(),
+                }
+            }
+            while let Some(datagram) = wires.from_server.pop_due(now) {
+                match socket.try_send_to(&datagram, *client) {
+                    Ok(_) => shared.count_forwarded(),
+                    Err(_) => shared.count_dropped(),
+                }
+            }
         }
     }
 }
@@ -330,7 +470,7 @@ async fn relay_tcp(shared: Arc<Shared>, listener: TcpListener, server: SocketAdd
             tokio::time::sleep(Duration::from_millis(50)).await;
             continue;
         };
-        shared
+        let index = shared
             .counts
             .tcp_connections
             .fetch_add(1, Ordering::Relaxed);
@@ -341,6 +481,7 @@ async fn relay_tcp(shared: Arc<Shared>, listener: TcpListener, server: SocketAdd
         if connections.len() < MAX_CLIENTS {
             let pumps = tokio::spawn(carry(
                 Arc::clone(&shared),
+                index,
                 client,
                 server,
                 Arc::clone(&streams),
@@ -367,6 +508,7 @@ impl TcpConnection {
 /// One connection, until either side ends it.
 async fn carry(
     shared: Arc<Shared>,
+    index: u64,
     client: Arc<TcpStream>,
     server: SocketAddr,
     streams: Arc<Mutex<Vec<Arc<TcpStream>>>>,
@@ -381,13 +523,16 @@ async fn carry(
 
     // They end with this task.
     let mut pumps = tokio::task::JoinSet::new();
+    let up = Delay::new(&shared, 2 * index);
+    let down = Delay::new(&shared, 2 * index + 1);
     pumps.spawn(pump(
         Arc::clone(&shared),
         Way::ToServer,
+        up,
         Arc::clone(&client),
         Arc::clone(&upstream),
     ));
-    pumps.spawn(pump(shared, Way::FromServer, upstream, client));
+    pumps.spawn(pump(shared, Way::FromServer, down, upstream, client));
     while let Some(result) = pumps.join_next().await {
         if matches!(result, Ok(Err(_))) {
             // One side has reset its connection: so is the other's.
@@ -400,24 +545,86 @@ async fn carry(
     lock(&streams).clear();
 }
 
+/// What is under way on one direction of a TCP connection.
+struct Delay {
+    chunks: ConditionedQueue<Vec<u8>>,
+    /// Stalls, the time since when they count, and that of the first.
+    stalls: Option<(Stalls, Instant, Duration)>,
+}
+
+impl Delay {
+    fn new(shared: &Shared, stream: u64) -> Self {
+        let RelayConditions { link, stalls, .. } = &shared.conditions;
+        // Neighbours do not stall together.
+        let mut dice = fastrand::Rng::with_seed(link.seed ^ stream.rotate_left(32));
+        Self {
+            chunks: ConditionedQueue::new(link.clone().over(Delivery::Stream), stream),
+            stalls: stalls.map(|stalls| (stalls, Instant::now(), stalls.every.mul_f64(dice.f64()))),
+        }
+    }
+
+    /// Until when nothing more is read.
+    fn is_full(&self) -> bool {
+        self.chunks.len() >= DELAYED_CHUNKS
+    }
+
+    /// Returns when the next chunk has come through, or never.
+    async fn arrival(&mut self, shared: &Shared) -> Vec<u8> {
+        let Some(due) = self.chunks.next_due() else {
+            return std::future::pending().await;
+        };
+        tokio::time::sleep(due.saturating_sub(shared.now())).await;
+        if let Some((stalls, since, phase)) = self.stalls {
+            tokio::time::sleep(stalls.left(since.elapsed(), phase)).await;
+        }
+        self.chunks.pop_any().unwrap_or_default()
+    }
+}
+
 /// Carries bytes one way until their end, which it passes on.
 async fn pump(
     shared: Arc<Shared>,
     way: Way,
+    mut delay: Delay,
     from: Arc<TcpStream>,
     to: Arc<TcpStream>,
 ) -> io::Result<()> {
     let mut buffer = vec![0; CHUNK_BYTES];
+    let mut has_ended = false;
     loop {
-        let length = from
-            .async_io(Interest::READABLE, || from.try_read(&mut buffer))
-            .await?;
+        let may_read = !has_ended && !delay.is_full();
+        let next = {
+            let read = pin!(async {
+                match may_read {
+                    true => {
+                        from.async_io(Interest::READABLE, || from.try_read(&mut buffer))
+                            .await
+                    }
+                    false => std::future::pending().await,
+                }
+            });
+            let arrival = pin!(delay.arrival(&shared));
+            match select(read, arrival).await {
+                Either::Left((read, _)) => Either::Left(read?),
+                Either::Right((chunk, _)) => Either::Right(chunk),
+            }
+        };
+        let chunk = match next {
+            Either::Left(length) => {
+                // An empty chunk is the end.
+                has_ended = length == 0;
+                let bytes = buffer[..length].to_vec();
+                delay.chunks.push(shared.now(), length, bytes);
+                continue;
+            }
+            Either::Right(chunk) => chunk,
+        };
         // What was read before the hole opened waits here, and nothing more is read: the sender's window fills up.
         shared.pass(way).await;
-        if length == 0 {
+        if chunk.is_empty() {
             return SockRef::from(&*to).shutdown(std::net::Shutdown::Write);
         }
-        let mut rest = &buffer[..length];
+        let mut rest = &chunk[..];
         while !rest.is_empty() {
             to.writable().await?;
             match to.try_write(rest) {

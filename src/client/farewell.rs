@@ -10,7 +10,7 @@ use crate::message;
 use crate::peer::{CHANNELS, ChunkKind, Peer};
 use crate::protocol::handshake::DisconnectReason;
 use crate::protocol::reliable::Taken;
-use crate::transport::ClientTransport;
+use crate::transport::{Arrival, ClientTransport};
 
 /// So many may be waited for: who connects again and again does not pile up links.
 const MAX_LEAVING: usize = 4;
@@ -134,12 +134,12 @@ impl Leaving {
     /// What the server has taken. All else that it says is for a session that is no more.
     fn receive(&mut self, now: Duration, taken: &mut Vec<Letter>) {
         let mut datagrams = Vec::new();
-        self.transport.receive(now, &mut datagrams);
-        for datagram in &datagrams {
+        self.transport.receive_timed(now, &mut datagrams);
+        for Arrival { at, bytes } in &datagrams {
             let mut told = None;
             let received = self.peer.receive(
-                now,
-                datagram,
+                *at,
+                bytes,
                 |_| self.progress_at = now,
                 |kind, body| match kind {
                     ChunkKind::Taken => told = Taken::decode(body).ok(),

@@ -33,7 +33,9 @@ use crate::registry::Registry;
 use crate::schedule::CurrentTick;
 use crate::session::SessionId;
 use crate::tick::Tick;
-use crate::transport::{ClientLinkState, ClientTransport, CloseReason, Delivery, SharedBytes};
+use crate::transport::{
+    Arrival, ClientLinkState, ClientTransport, CloseReason, Delivery, SharedBytes,
+};
 use crate::wire::serial;
 
 /// The link, and what belongs to it.
@@ -56,7 +58,7 @@ pub(super) struct Link {
     /// Whether the clock was set from a snapshot.
     pub is_synchronised: bool,
     pub timeline: Timeline,
-    datagrams: Vec<Vec<u8>>,
+    datagrams: Vec<Arrival>,
     /// How it has ended. What came before still counts, so the game is told later in the frame.
     pub lost: Option<DisconnectReason>,
 }
@@ -88,6 +90,10 @@ impl Carrier for OverTransport<'_> {
 
     fn send_shared(&mut self, head: &[u8], shared: &SharedBytes) {
         self.0.send(self.1, &[head, shared.bytes()].concat());
+    }
+
+    fn clock(&self, now: Duration) -> Duration {
+        self.0.clock(now)
     }
 }
 
@@ -207,18 +213,18 @@ fn receive_datagrams(
         last_heard,
         ..
     } = link;
-    transport.receive(now, datagrams);
+    transport.receive_timed(now, datagrams);
     peer.advance(delta);
     let mut farewell = None;
     let mut receipts: Vec<Letter> = Vec::new();
     let mut keepsakes = world.resource_mut::<Keepsakes>();
-    for datagram in datagrams.iter() {
+    for Arrival { at, bytes } in datagrams.iter() {
         *last_heard = now;
         let (mut taken_now, mut snapshot) = (None, None);
         let mail = &mut keepsakes.mail;
         let received = peer.receive(
-            now,
-            datagram,
+            *at,
+            bytes,
             |seq| {
                 if let Some(mail) = mail {
                     mail.handle_ack(seq);

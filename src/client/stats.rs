@@ -13,6 +13,12 @@ pub struct ClientStats {
     /// Bytes and datagrams.
     pub transport: TransportStats,
     /// Smoothed round-trip time now.
+    ///
+    /// Over UDP it is that of the network: neither side's frames are in it, as datagrams are stamped when they leave and
+    /// when they arrive (on Linux by the kernel). On other systems, a datagram arrives when the client reads it, so its
+    /// wait for the next frame, half a frame on average, is included. So it is over WebSocket, in a browser or not, and
+    /// there a whole frame of the server may be too, and what TCP repeats or what waits to be
+    /// [sent together](crate::transport::LinkPace). On local links, datagrams arrive when the other side's frame begins.
     pub rtt: Duration,
     /// Its mean deviation now.
     pub jitter: Duration,

@@ -249,6 +249,10 @@ pub struct ClientsReport {
     pub disconnects: u64,
     /// Length of the run.
     pub seconds: f64,
+    /// From a client's first attempt to join until it was in, all attempts included.
+    pub join_ms: MedianAndP99,
+    /// Attempts to join of all clients together: one for each, if all went well.
+    pub join_attempts: u64,
     /// Round trips.
     pub rtt_ms: Percentiles,
     /// Bytes received by a client each second.
@@ -383,7 +387,7 @@ mod tests {
             keys(serde_json::to_value(ClientsReport::default()).expect("plain numbers")),
             "bytes_down_per_client_s bytes_up_per_client_s connected cuts datagrams_down_per_client_s \
              datagrams_up_per_client_s disconnects inputs_late_ratio interpolation_delay_ms \
-             interpolation_starved_ratio prediction_error reconciliations_per_client_s rejected \
+             interpolation_starved_ratio join_attempts join_ms prediction_error reconciliations_per_client_s rejected \
              reliable_duplicated reliable_echoed reliable_lost reliable_reordered reliable_sent requested \
              respawned resume_ms resumed resynced rtt_ms seconds snaps snapshots_per_client_s transports"
         );

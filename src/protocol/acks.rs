@@ -123,6 +123,8 @@ pub struct AckTracker {
     oldest_unsettled: u16,
     received: Option<ReceiveWindow>,
     rtt: Option<Rtt>,
+    /// A round trip with a delay that the other side could not tell, less what it must have been: for want of better.
+    rtt_at_most: Option<Duration>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -167,6 +169,7 @@ impl AckTracker {
             oldest_unsettled: 0,
             received: None,
             rtt: None,
+            rtt_at_most: None,
         }
     }
 
@@ -239,9 +242,11 @@ impl AckTracker {
 
     /// Smoothed round-trip time, without the time the other side waited before it answered;
     /// `None` until the first acknowledgement.
+    ///
+    /// As long as the other side has always waited for longer than it can tell, it is what the round trip is at most.
     #[must_use]
     pub fn rtt(&self) -> Option<Duration> {
-        self.rtt.map(|rtt| rtt.smoothed)
+        self.rtt.map(|rtt| rtt.smoothed).or(self.rtt_at_most)
     }
 
     /// Shortest round trip of the last 10 to 20 seconds.
@@ -319,10 +324,11 @@ impl AckTracker {
                 self.newest_acked = Some(seq);
             }
             // Only the newest tells the time: `ack_delay_ms` is about it alone.
-            if back == 0 && header.ack_delay_ms != DELAY_UNKNOWN {
+            if back == 0 {
                 let waited = Duration::from_millis(u64::from(header.ack_delay_ms));
                 let sample = now.saturating_sub(sent.at).saturating_sub(waited);
                 match &mut self.rtt {
+                    _ if header.ack_delay_ms == DELAY_UNKNOWN => self.rtt_at_most = Some(sample),
                     Some(rtt) => rtt.handle_sample(now, sample),
                     None => self.rtt = Some(Rtt::new(now, sample)),
                 }

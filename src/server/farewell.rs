@@ -86,10 +86,10 @@ pub(super) fn close(
 
 impl Leaving {
     /// What its client has taken. All else that it says is for a session that is no more.
-    pub fn receive(&mut self, now: Duration, datagram: &[u8]) {
+    pub fn receive(&mut self, now: Duration, at: Duration, datagram: &[u8]) {
         let mut taken = None;
         let received = self.peer.receive(
-            now,
+            at,
             datagram,
             |_| self.progress_at = now,
             |kind, body| match kind {

@@ -118,6 +118,12 @@ impl Carrier for OverLink<'_> {
             transport.send_shared(self.now, self.link, head, shared);
         }
     }
+
+    fn clock(&self, now: Duration) -> Duration {
+        let index = usize::from(self.link.transport_index());
+        let transport = self.links.transports.get(index);
+        transport.map_or(now, |transport| transport.clock(now))
+    }
 }
 
 impl Links {
@@ -220,24 +226,23 @@ pub(super) fn receive(
                 LinkEvent::Opened { link, peer: info } => {
                     sessions::open(world, links, now, link, info);
                 }
-                LinkEvent::Datagram { link, bytes } => {
+                LinkEvent::Datagram { link, at, bytes } => {
                     if let Some(&session) = links.sessions.get(&link) {
-                        if let Err(reason) = receive_from_session(world, ends, now, session, &bytes)
-                        {
+                        let received = receive_from_session(world, ends, now, session, at, &bytes);
+                        if let Err(reason) = received {
                             let reason = limits::judge(world, session, reason);
                             ended.push((session, link, reason));
                             // What else has come over it is nobody's any more.
                             links.sessions.remove(&link);
                         }
                     } else if let Some(greeting) = links.greeting.get_mut(&link)
-                        && let Err(violation) =
-                            greeting.peer.receive(now, &bytes, |_| {}, |_, _| {})
+                        && let Err(violation) = greeting.peer.receive(at, &bytes, |_| {}, |_, _| {})
                     {
                         debug!("{link} is closed before it said hello: {violation}");
                         let reason = DisconnectReason::ProtocolViolation(violation.to_string());
                         sessions::refuse(world, links, now, link, &reason);
                     } else if let Some(leaving) = links.leaving.get_mut(&link) {
-                        leaving.receive(now, &bytes);
+                        leaving.receive(now, at, &bytes);
                     }
                 }
                 LinkEvent::Closed { link, reason } => {
@@ -298,6 +303,7 @@ fn receive_from_session(
     ends: &mut QueryState<SessionEnd>,
     now: Duration,
     session: Entity,
+    at: Duration,
     datagram: &[u8],
 ) -> Result<(), DisconnectReason> {
     let tick = world.resource::<CurrentTick>().0;
@@ -316,7 +322,7 @@ fn receive_from_session(
     let mut taken_now = None;
     link.peer
         .receive(
-            now,
+            at,
             datagram,
             |seq| {
                 outgoing.view.handle_ack(seq);

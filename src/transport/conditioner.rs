@@ -5,15 +5,16 @@
 //! [`ConditionedServer`] put it around any transport, both ways, and work with virtual as well as
 //! real time. The [local transport](super::local) has it built in, and there also applies it to
 //! handshakes, heartbeats and farewells, so that a [blackhole](LinkConditions::blackhole) ends in
-//! a timeout. The wrappers see only datagrams: a wrapped UDP link stays alive in a blackhole.
+//! a timeout. The wrappers see only datagrams: a wrapped UDP link stays alive in a blackhole, and its handshake meets no
+//! loss. [`Wire`] is for what lies below: `cargo proxy` has one each way for each client.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::{
-    ClientLinkState, ClientTransport, Delivery, LinkEvent, LinkId, LinkPace, ServerTransport,
-    TransportKind, TransportStats,
+    Arrival, ClientLinkState, ClientTransport, Delivery, LinkEvent, LinkId, LinkPace,
+    ServerTransport, TransportKind, TransportStats,
 };
 
 /// How bad a link is, in one direction. Both directions get the same, with their own dice.
@@ -222,6 +223,17 @@ impl<T: Clone> ConditionedQueue<T> {
         (entry.key().0 <= now).then(|| entry.remove())
     }
 
+    /// The next item that is due, and since when.
+    pub fn pop_with_time(&mut self, now: Duration) -> Option<(Duration, T)> {
+        let at = self.next_due()?;
+        self.pop_due(now).map(|item| (at, item))
+    }
+
+    /// When the next item is due.
+    pub fn next_due(&self) -> Option<Duration> {
+        self.held.first_key_value().map(|((due, _), _)| *due)
+    }
+
     /// The next item, due or not.
     pub fn pop_any(&mut self) -> Option<T> {
         self.held.pop_first().map(|(_, item)| item)
@@ -271,6 +283,59 @@ impl<T: Clone> ConditionedQueue<T> {
     }
 }
 
+/// One direction of a wire: what [`LinkConditions`] do to datagrams, and noise.
+///
+/// For what lies below a transport. Above it, where [`Conditioned`] works, noise is unheard of: damaged datagrams do not
+/// get through encryption.
+#[derive(Clone, Debug)]
+pub struct Wire {
+    queue: ConditionedQueue<Vec<u8>>,
+    corruption: f32,
+    noise: fastrand::Rng,
+}
+
+impl Wire {
+    /// A quiet wire. `corruption` is the share of datagrams in which a bit is flipped, 0 to 1; `stream` tells apart wires
+    /// of the same seed.
+    pub fn new(conditions: LinkConditions, corruption: f32, stream: u64) -> Self {
+        let noise = fastrand::Rng::with_seed(!conditions.seed ^ stream.rotate_left(32));
+        Self {
+            queue: ConditionedQueue::new(conditions, stream),
+            corruption,
+            noise,
+        }
+    }
+
+    /// Sends a datagram on its way. Of two copies, both or none are damaged.
+    pub fn push(&mut self, now: Duration, mut datagram: Vec<u8>) {
+        let (is_hit, byte, bit) = (
+            self.noise.f32() < self.corruption,
+            self.noise.f64(),
+            self.noise.u8(..8),
+        );
+        let byte = (byte * datagram.len() as f64) as usize;
+        if let Some(byte) = datagram.get_mut(byte).filter(|_| is_hit) {
+            *byte ^= 1 << bit;
+        }
+        self.queue.push(now, datagram.len(), datagram);
+    }
+
+    /// The next datagram that is due.
+    pub fn pop_due(&mut self, now: Duration) -> Option<Vec<u8>> {
+        self.queue.pop_due(now)
+    }
+
+    /// When the next datagram is due.
+    pub fn next_due(&self) -> Option<Duration> {
+        self.queue.next_due()
+    }
+
+    /// How many datagrams were lost so far.
+    pub fn dropped(&self) -> u64 {
+        self.queue.dropped()
+    }
+}
+
 /// A client's transport on a bad network, both ways.
 ///
 /// Held-back datagrams move on when `receive` or `flush` is called, so times are rounded up to
@@ -280,7 +345,7 @@ pub struct Conditioned<T> {
     inner: T,
     incoming: ConditionedQueue<Vec<u8>>,
     outgoing: ConditionedQueue<Vec<u8>>,
-    arrived: Vec<Vec<u8>>,
+    arrived: Vec<Arrival>,
     /// The time of the last call that gave it.
     now: Duration,
 }
@@ -312,7 +377,8 @@ impl<T: ClientTransport> Conditioned<T> {
 
     fn release(&mut self, now: Duration) {
         self.now = now;
-        while let Some(datagram) = self.outgoing.pop_due(now) {
+        let clock = self.inner.clock(now);
+        while let Some(datagram) = self.outgoing.pop_due(clock) {
             self.inner.send(now, &datagram);
         }
     }
@@ -324,22 +390,35 @@ impl<T: ClientTransport> ClientTransport for Conditioned<T> {
     }
 
     fn receive(&mut self, now: Duration, datagrams: &mut Vec<Vec<u8>>) {
-        self.inner.receive(now, &mut self.arrived);
-        for datagram in self.arrived.drain(..) {
-            self.incoming.push(now, datagram.len(), datagram);
+        let mut arrivals = Vec::new();
+        self.receive_timed(now, &mut arrivals);
+        datagrams.extend(arrivals.into_iter().map(|arrival| arrival.bytes));
+    }
+
+    fn receive_timed(&mut self, now: Duration, datagrams: &mut Vec<Arrival>) {
+        self.inner.receive_timed(now, &mut self.arrived);
+        for Arrival { at, bytes } in self.arrived.drain(..) {
+            self.incoming.push(at, bytes.len(), bytes);
+        }
+        let clock = self.inner.clock(now);
+        while let Some((at, bytes)) = self.incoming.pop_with_time(clock) {
+            datagrams.push(Arrival { at, bytes });
         }
         // A closed link has no later: hand over what is under way now rather than never.
-        let closed = self.inner.state().close_reason().is_some();
-        while let Some(datagram) = match closed {
-            true => self.incoming.pop_any(),
-            false => self.incoming.pop_due(now),
-        } {
-            datagrams.push(datagram);
+        if self.inner.state().close_reason().is_some() {
+            while let Some(bytes) = self.incoming.pop_any() {
+                datagrams.push(Arrival { at: clock, bytes });
+            }
         }
         self.release(now);
     }
 
+    fn clock(&self, now: Duration) -> Duration {
+        self.inner.clock(now)
+    }
+
     fn send(&mut self, now: Duration, datagram: &[u8]) {
+        let now = self.inner.clock(now);
         self.outgoing.push(now, datagram.len(), datagram.to_vec());
     }
 
@@ -435,11 +514,12 @@ impl<T: ServerTransport> ConditionedServer<T> {
 
     fn release(&mut self, now: Duration) {
         self.now = now;
+        let clock = self.inner.clock(now);
         for link in &self.order {
             let Some(queues) = self.links.get_mut(link) else {
                 continue;
             };
-            while let Some(datagram) = queues.outgoing.pop_due(now) {
+            while let Some(datagram) = queues.outgoing.pop_due(clock) {
                 self.inner.send(now, *link, &datagram);
             }
         }
@@ -450,6 +530,7 @@ impl<T: ServerTransport> ServerTransport for ConditionedServer<T> {
     fn receive(&mut self, now: Duration, events: &mut Vec<LinkEvent>) {
         let mut arrived = std::mem::take(&mut self.arrived);
         self.inner.receive(now, &mut arrived);
+        let clock = self.inner.clock(now);
         for event in arrived.drain(..) {
             match event {
                 LinkEvent::Opened { link, ref peer } => {
@@ -464,16 +545,20 @@ impl<T: ServerTransport> ServerTransport for ConditionedServer<T> {
                     self.order.push_back(link);
                     events.push(event);
                 }
-                LinkEvent::Datagram { link, bytes } => {
+                LinkEvent::Datagram { link, at, bytes } => {
                     if let Some(queues) = self.links.get_mut(&link) {
-                        queues.incoming.push(now, bytes.len(), bytes);
+                        queues.incoming.push(at, bytes.len(), bytes);
                     }
                 }
                 LinkEvent::Closed { link, .. } => {
                     // A closed link has no later: hand over what is under way now.
                     if let Some(mut queues) = self.links.remove(&link) {
                         while let Some(bytes) = queues.incoming.pop_any() {
-                            events.push(LinkEvent::Datagram { link, bytes });
+                            events.push(LinkEvent::Datagram {
+                                link,
+                                at: clock,
+                                bytes,
+                            });
                         }
                     }
                     self.order.retain(|other| *other != link);
@@ -487,16 +572,27 @@ impl<T: ServerTransport> ServerTransport for ConditionedServer<T> {
             let Some(queues) = self.links.get_mut(link) else {
                 continue;
             };
-            while let Some(bytes) = queues.incoming.pop_due(now) {
-                events.push(LinkEvent::Datagram { link: *link, bytes });
+            while let Some((at, bytes)) = queues.incoming.pop_with_time(clock) {
+                events.push(LinkEvent::Datagram {
+                    link: *link,
+                    at,
+                    bytes,
+                });
             }
         }
         self.release(now);
     }
 
+    fn clock(&self, now: Duration) -> Duration {
+        self.inner.clock(now)
+    }
+
     fn send(&mut self, now: Duration, link: LinkId, datagram: &[u8]) {
+        let clock = self.inner.clock(now);
         match self.links.get_mut(&link) {
-            Some(queues) => queues.outgoing.push(now, datagram.len(), datagram.to_vec()),
+            Some(queues) => queues
+                .outgoing
+                .push(clock, datagram.len(), datagram.to_vec()),
             // Let the transport count it.
             None => self.inner.send(now, link, datagram),
         }
@@ -832,6 +928,23 @@ mod tests {
             matches!(at_server[0].1, LinkEvent::Opened { .. }),
             "opening comes first"
         );
+    }
+
+    #[test]
+    fn a_noisy_wire_flips_one_bit_of_the_share_that_it_is_told() {
+        let mut wire = Wire::new(LinkConditions::default(), 0.1, 0);
+        let mut damaged = 0;
+        for n in 0..10_000 {
+            wire.push(ms(n), vec![0; 40]);
+            let arrived = wire.pop_due(ms(n)).expect("nothing is lost");
+            let flipped: u32 = arrived.iter().map(|byte| byte.count_ones()).sum();
+            assert!(flipped <= 1 && arrived.len() == 40);
+            damaged += flipped;
+        }
+        assert!((900..1_100).contains(&damaged), "{damaged} of 10,000");
+        wire.push(ms(10_000), Vec::new());
+        let arrived = wire.pop_due(ms(10_000));
+        assert_eq!(arrived, Some(Vec::new()), "no byte, no bit");
     }
 
     #[test]

@@ -279,7 +279,11 @@ impl ServerTransport for LocalServer {
                         *heard_at = now;
                         self.stats.datagrams_in += 1;
                         self.stats.bytes_in += bytes.len() as u64;
-                        events.push(LinkEvent::Datagram { link, bytes });
+                        events.push(LinkEvent::Datagram {
+                            link,
+                            at: now,
+                            bytes,
+                        });
                     }
                     (Message::Farewell, ServerEnd::Open { .. }) => {
                         wire.server = ServerEnd::Closed;

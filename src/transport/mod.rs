@@ -153,6 +153,8 @@ pub enum LinkEvent {
     Datagram {
         /// The link it came over.
         link: LinkId,
+        /// When it arrived, by the transport's [clock](ServerTransport::clock).
+        at: Duration,
         /// As the peer gave it to its transport.
         bytes: Vec<u8>,
     },
@@ -388,6 +390,12 @@ pub trait ServerTransport: Send + Sync + 'static {
     /// Appends everything that happened since the last call, in order.
     fn receive(&mut self, now: Duration, events: &mut Vec<LinkEvent>);
 
+    /// The time at this moment, by which round trips are measured. For a transport that reaches the real network it
+    /// goes on while the app is busy with a frame; for others it is `now`, the frame's.
+    fn clock(&self, now: Duration) -> Duration {
+        now
+    }
+
     /// Sends a datagram of at most [`MAX_PAYLOAD_BYTES`]; a longer one, or one for a link that is
     /// gone, is counted and dropped. It may wait for [`flush`](Self::flush).
     fn send(&mut self, now: Duration, link: LinkId, datagram: &[u8]);
@@ -446,6 +454,19 @@ pub trait ClientTransport: Send + Sync + 'static {
     /// Appends the datagrams that arrived since the last call.
     fn receive(&mut self, now: Duration, datagrams: &mut Vec<Vec<u8>>);
 
+    /// The same, each with the time at which it arrived. A transport that does not know that says when it was asked.
+    fn receive_timed(&mut self, now: Duration, datagrams: &mut Vec<Arrival>) {
+        let mut bytes = Vec::new();
+        self.receive(now, &mut bytes);
+        let at = self.clock(now);
+        datagrams.extend(bytes.into_iter().map(|bytes| Arrival { at, bytes }));
+    }
+
+    /// The time at this moment, by which round trips are measured: see [`ServerTransport::clock`].
+    fn clock(&self, now: Duration) -> Duration {
+        now
+    }
+
     /// Sends a datagram of at most [`MAX_PAYLOAD_BYTES`]. While the link is not open, and if it is
     /// longer, it is counted and dropped.
     fn send(&mut self, now: Duration, datagram: &[u8]);
@@ -474,6 +495,15 @@ pub trait ClientTransport: Send + Sync + 'static {
 
     /// Counters since the transport was made.
     fn stats(&self) -> TransportStats;
+}
+
+/// A datagram that has come to a client.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Arrival {
+    /// When, by the transport's [clock](ClientTransport::clock).
+    pub at: Duration,
+    /// As the server gave it to its transport.
+    pub bytes: Vec<u8>,
 }
 
 /// How far a client's link has come.

@@ -30,8 +30,10 @@ const KEEP_ALIVE_BYTES: usize = 4 + 4;
 const REQUEST: u8 = 0;
 const DENIED: u8 = 1;
 const CHALLENGE: u8 = 2;
-const RESPONSE: u8 = 3;
-const KEEP_ALIVE: u8 = 4;
+/// Type of the packets in which a client answers the challenge.
+pub(crate) const RESPONSE: u8 = 3;
+/// Type of the packets that only say that their sender is there.
+pub(crate) const KEEP_ALIVE: u8 = 4;
 /// Type of the packets that carry the app's datagrams.
 pub(crate) const PAYLOAD: u8 = 5;
 const DISCONNECT: u8 = 6;
@@ -85,17 +87,23 @@ pub fn from_server(datagram: &[u8]) -> bool {
     }
 }
 
-/// Length of the encrypted part without its tag, if the sequence before it is legal.
-fn encrypted_body_bytes(datagram: &[u8]) -> Option<usize> {
+/// The sequence number of an encrypted packet, and where what follows it begins.
+pub(crate) fn sequence(datagram: &[u8]) -> Option<(u64, usize)> {
     let sequence_bytes = usize::from(datagram.first()? >> 4);
     if sequence_bytes > 8 {
         return None;
     }
     let mut sequence = [0; 8];
     sequence[..sequence_bytes].copy_from_slice(datagram.get(1..1 + sequence_bytes)?);
+    Some((u64::from_le_bytes(sequence), 1 + sequence_bytes))
+}
+
+/// Length of the encrypted part without its tag, if the sequence before it is legal.
+fn encrypted_body_bytes(datagram: &[u8]) -> Option<usize> {
+    let (sequence, body_at) = sequence(datagram)?;
     // Compared with a window of 256 by adding that to it.
-    u64::from_le_bytes(sequence).checked_add(256)?;
-    datagram.len().checked_sub(1 + sequence_bytes + TAG_BYTES)
+    sequence.checked_add(256)?;
+    datagram.len().checked_sub(body_at + TAG_BYTES)
 }
 
 /// What a connection request shows before any decryption.

@@ -22,6 +22,9 @@ use crate::transport::{
 /// As much as may wait to be sent: the 1.2 kB of a frame for each of 10,000 clients, and more.
 const MAX_OUTBOX_BYTES: usize = 32 << 20;
 
+/// For so long, a client says hello before anything else is done. Four of netcode's keep-alives.
+const UNHEARD: Duration = Duration::from_secs(1);
+
 /// Lets the clients of the app's `RenetServer` into the game. Beside [`TandemServerPlugins`] and bevy_renet's own plugins.
 ///
 /// The resource may come and go. Without it, no link is open.
@@ -109,6 +112,8 @@ struct Hub {
     ids: LinkIds,
     /// Ordered, so that runs are repeatable. Also those whose link is closed, as long as renet has them.
     clients: BTreeMap<ClientId, Client>,
+    /// Of whom nothing has come yet, and since when renet has them.
+    newcomers: BTreeMap<ClientId, Duration>,
     open: BTreeMap<LinkId, ClientId>,
     events: Vec<LinkEvent>,
     /// How many of the events are datagrams.
@@ -136,6 +141,7 @@ impl Hub {
         Self {
             ids: LinkIds::new(transport_index),
             clients: BTreeMap::new(),
+            newcomers: BTreeMap::new(),
             open: BTreeMap::new(),
             events: Vec::new(),
             waiting: 0,
@@ -150,7 +156,16 @@ impl Hub {
         }
     }
 
-    /// renet has a new client.
+    /// Whether a client of whom nothing has come may be told something all the same.
+    ///
+    /// Before a client has heard that it is in, it throws away what it is sent; and netcode tells it again only while
+    /// nothing else is sent.
+    fn has_waited(&mut self, now: Duration, id: ClientId) -> bool {
+        let since = *self.newcomers.entry(id).or_insert(now);
+        now.saturating_sub(since) >= UNHEARD
+    }
+
+    /// renet has a new client, and something was heard of it.
     fn open(&mut self, id: ClientId, peer: RenetPeer) {
         let mut client = Client {
             link: None,
@@ -174,6 +189,7 @@ impl Hub {
             self.stats.rejected.handshake += 1;
             self.closing.push(id);
         }
+        self.newcomers.remove(&id);
         self.clients.insert(id, client);
     }
 
@@ -215,6 +231,7 @@ impl Hub {
             self.waiting += 1;
             self.events.push(LinkEvent::Datagram {
                 link,
+                at: now,
                 bytes: datagram.to_vec(),
             });
         }
@@ -250,8 +267,17 @@ fn receive(world: &mut World) {
                 .collect()
         };
         for id in newcomers {
+            let mut server = world.resource_mut::<RenetServer>();
+            let first = server.receive_message(id, bridge.channel);
+            if first.is_none() && !lock(&bridge.hub).has_waited(now, id) {
+                continue;
+            }
             let peer = (bridge.describe)(world, id);
-            lock(&bridge.hub).open(id, peer);
+            let mut hub = lock(&bridge.hub);
+            hub.open(id, peer);
+            if let Some(datagram) = first {
+                hub.take_in(now, id, &datagram);
+            }
         }
         let mut hub = lock(&bridge.hub);
         let mut server = world.resource_mut::<RenetServer>();
@@ -266,6 +292,7 @@ fn receive(world: &mut World) {
 
 fn forget_the_gone(hub: &mut Hub, server: Option<&RenetServer>) {
     let is_connected = |id| server.is_some_and(|server| server.is_connected(id));
+    hub.newcomers.retain(|id, _| is_connected(*id));
     let gone = hub.clients.keys().filter(|id| !is_connected(**id));
     for id in gone.copied().collect::<Vec<_>>() {
         let reason = server.and_then(|server| server.disconnect_reason(id));
@@ -495,6 +522,16 @@ mod tests {
         let hub = lock(&shared);
         assert!(hub.outbox_bytes <= MAX_OUTBOX_BYTES);
         assert!(hub.stats.rejected.outbox_full >= 10);
+    }
+
+    #[test]
+    fn who_says_nothing_is_waited_for_and_not_for_ever() {
+        let mut hub = hub();
+        assert!(!hub.has_waited(Duration::from_secs(5), 7));
+        assert!(!hub.has_waited(Duration::from_millis(5_900), 7));
+        assert!(hub.has_waited(Duration::from_secs(6), 7));
+        opened(&mut hub, 7);
+        assert!(hub.newcomers.is_empty());
     }
 
     #[test]

@@ -12,9 +12,12 @@ mod client;
 mod server;
 mod shards;
 mod socket;
+mod standard;
 #[cfg(test)]
 mod tests;
 pub mod token;
+#[cfg(test)]
+mod wire_tests;
 
 pub use client::{ClientAuth, ConnectError, UdpClient, UdpClientConfig};
 pub use server::{Auth, BindError, UdpServer, UdpServerConfig};

@@ -325,6 +325,10 @@ impl ServerTransport for UdpServer {
         }
     }
 
+    fn clock(&self, _now: Duration) -> Duration {
+        self.shared.started_at.elapsed()
+    }
+
     fn send(&mut self, _now: Duration, link: LinkId, datagram: &[u8]) {
         if !(1..=MAX_PAYLOAD_BYTES).contains(&datagram.len()) {
             self.rejected.unsendable += 1;

@@ -10,6 +10,9 @@
 //! an address that asks again. So each request is kept for as long as it is pending; shown to its
 //! shard once more, while that believes to be full, it removes the handshake, and makes the packet
 //! that tells the client it was denied.
+//!
+//! A link opens, for the app, when something has come that only its client can have sent. Before, the client may not
+//! know that it is in, and would throw away whatever it is sent: see `standard.rs`.
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
@@ -18,9 +21,12 @@ use std::time::Duration;
 
 use renetcode::{NetcodeServer, ServerAuthentication, ServerConfig, ServerResult};
 
+use super::standard::LinkKeys;
 use super::{FAREWELLS, MAX_TIME_STEP};
 use crate::protocol::limits::Prefix;
-use crate::transport::filter::netcode::{self, ConnectionRequest, PAYLOAD, REQUEST_BYTES, Sender};
+use crate::transport::filter::netcode::{
+    self, ConnectionRequest, KEEP_ALIVE, PAYLOAD, REQUEST_BYTES, RESPONSE, Sender,
+};
 use crate::transport::{
     CloseReason, Delivery, LinkEvent, LinkId, LinkIds, PeerInfo, TokenUse, TransportKind,
     TransportStats,
@@ -57,7 +63,7 @@ const MAX_TOKENS: usize = 65_536;
 const MAX_INSECURE_TOKEN_S: u64 = 3_600;
 
 /// `renetcode` sends a keep-alive when it has sent nothing for this long.
-const KEEP_ALIVE: Duration = Duration::from_millis(250);
+const KEEP_ALIVE_AFTER: Duration = Duration::from_millis(250);
 
 /// What the shards need to know.
 pub(super) struct ShardsConfig {
@@ -130,6 +136,21 @@ struct Link {
     /// Of datagrams; keep-alives only `renetcode` knows.
     heard_at: Duration,
     sent_at: Duration,
+    /// The number of the next packet to the client.
+    next_sequence: u64,
+    /// Numbers under which the client was sent challenges, with the same key: `renetcode` numbers these for all clients
+    /// together, and from the same start.
+    spent: Vec<u64>,
+    /// Until something was heard from the client.
+    unconfirmed: Option<Box<Unconfirmed>>,
+}
+
+/// A link that its client may not know of yet. Nor does the app.
+struct Unconfirmed {
+    peer: PeerInfo,
+    keys: LinkKeys,
+    /// What keep-alives tell the client: its slot, and how many there are.
+    indices: [u8; 8],
 }
 
 struct Pending {
@@ -139,6 +160,10 @@ struct Pending {
     request: Box<[u8; REQUEST_BYTES]>,
     expire_timestamp: u64,
     token_tag: [u8; 16],
+    /// Numbers of the challenges sent.
+    spent: Vec<u64>,
+    /// It has answered the challenge and was denied. It goes on answering until it has heard that.
+    denial: Option<Vec<u8>>,
 }
 
 impl Shards {
@@ -180,7 +205,7 @@ impl Shards {
         self.stats.datagrams_in += 1;
         self.stats.bytes_in += datagram.len() as u64;
         if let Some(&link) = self.link_of_addr.get(&addr) {
-            self.handle_linked(link, addr, datagram, out);
+            self.handle_linked(now, link, addr, datagram, out);
         } else if self.pending.contains_key(&addr) {
             self.handle_pending(addr, datagram, out);
         } else {
@@ -214,15 +239,22 @@ impl Shards {
         for (&id, link) in &mut self.links {
             let server = &mut self.shards[link.shard].server;
             let unheard = now - link.heard_at;
+            let is_unconfirmed = link.unconfirmed.is_some();
             if unheard > self.config.client_timeout
                 && server.time_since_last_received_packet(link.client_id)
                     > Some(self.config.client_timeout)
             {
                 silent.push(id);
-            } else if now - link.sent_at >= KEEP_ALIVE || unheard >= MAX_TIME_STEP {
+            } else if is_unconfirmed {
+                if let Some(keep_alive) = link.keep_alive(server) {
+                    out.packets.push(link.addr, &keep_alive, &mut self.stats);
+                }
+            } else if now - link.sent_at >= KEEP_ALIVE_AFTER || unheard >= MAX_TIME_STEP {
+                link.skip_spent(server);
                 match server.update_client(link.client_id) {
                     ServerResult::PacketToSend { addr, payload } => {
                         link.sent_at = now;
+                        link.next_sequence += 1;
                         out.packets.push(addr, payload, &mut self.stats);
                     }
                     // The token may have had a shorter timeout in it.
@@ -244,9 +276,11 @@ impl Shards {
             return;
         };
         let server = &mut self.shards[link.shard].server;
+        link.skip_spent(server);
         match server.generate_payload_packet(link.client_id, datagram) {
             Ok((addr, packet)) => {
                 link.sent_at = self.now;
+                link.next_sequence += 1;
                 out.packets.push(addr, packet, &mut self.stats);
             }
             Err(_) => self.stats.rejected.unsendable += 1,
@@ -255,19 +289,17 @@ impl Shards {
 
     /// Ends a link and tells the peer.
     pub(super) fn close(&mut self, link: LinkId, reason: CloseReason, out: &mut Output) {
-        let Some(Link {
-            shard,
-            client_id,
-            addr,
-            ..
-        }) = self.forget(link)
-        else {
+        let Some(mut closed) = self.forget(link) else {
             return;
         };
+        let server = &mut self.shards[closed.shard].server;
+        // Without it, a client that does not know that it is in would not listen.
+        let keep_alive = closed.keep_alive(server);
+        closed.skip_spent(server);
         if let ServerResult::ClientDisconnected {
             payload: Some(packet),
             ..
-        } = self.shards[shard].server.disconnect(client_id)
+        } = server.disconnect(closed.client_id)
         {
             // Who is silent probably does not listen either, and may be one of thousands.
             let farewells = if reason == CloseReason::TimedOut {
@@ -275,9 +307,16 @@ impl Shards {
             } else {
                 FAREWELLS
             };
-            (0..farewells).for_each(|_| out.packets.push(addr, packet, &mut self.stats));
+            for _ in 0..farewells {
+                if let Some(keep_alive) = &keep_alive {
+                    out.packets.push(closed.addr, keep_alive, &mut self.stats);
+                }
+                out.packets.push(closed.addr, packet, &mut self.stats);
+            }
         }
-        out.events.push(LinkEvent::Closed { link, reason });
+        if closed.unconfirmed.is_none() {
+            out.events.push(LinkEvent::Closed { link, reason });
+        }
     }
 
     /// Ends all links and takes no more.
@@ -291,6 +330,7 @@ impl Shards {
 
     fn handle_linked(
         &mut self,
+        now: Duration,
         id: LinkId,
         addr: SocketAddr,
         datagram: &mut [u8],
@@ -308,7 +348,38 @@ impl Shards {
             self.stats.rejected.over_budget += 1;
             return;
         }
-        let is_payload = datagram[0] & 0xf == PAYLOAD;
+        let kind = datagram[0] & 0xf;
+        if link.unconfirmed.is_some() && !link.confirm(id, kind, datagram, out) {
+            let server = &mut self.shards[link.shard].server;
+            if kind == RESPONSE
+                && let Some(keep_alive) = link.keep_alive(server)
+            {
+                // It repeats its answer, so it has not had the keep-alive.
+                out.packets.push(addr, &keep_alive, &mut self.stats);
+                return;
+            }
+            if out.room == 0 && matches!(kind, KEEP_ALIVE | PAYLOAD) {
+                // Taken now, it could not open the link.
+                self.stats.rejected.inbox_full += 1;
+                return;
+            }
+        }
+        self.take_in(now, id, addr, datagram, out);
+    }
+
+    /// Takes a packet from a client, as far as it is genuine.
+    fn take_in(
+        &mut self,
+        now: Duration,
+        id: LinkId,
+        addr: SocketAddr,
+        datagram: &mut [u8],
+        out: &mut Output,
+    ) {
+        let Some(link) = self.links.get_mut(&id) else {
+            return;
+        };
+        let kind = datagram[0] & 0xf;
         match self.shards[link.shard]
             .server
             .process_packet(addr, datagram)
@@ -322,17 +393,19 @@ impl Shards {
                 out.room -= 1;
                 out.events.push(LinkEvent::Datagram {
                     link: id,
+                    at: now,
                     bytes: payload.to_vec(),
                 });
             }
             ServerResult::ClientDisconnected { .. } => {
-                self.forget(id);
-                out.events.push(LinkEvent::Closed {
-                    link: id,
-                    reason: CloseReason::ByPeer,
-                });
+                if self.forget(id).is_some_and(|it| it.unconfirmed.is_none()) {
+                    out.events.push(LinkEvent::Closed {
+                        link: id,
+                        reason: CloseReason::ByPeer,
+                    });
+                }
             }
-            ServerResult::None if is_payload => self.stats.rejected.unauthentic += 1,
+            ServerResult::None if kind == PAYLOAD => self.stats.rejected.unauthentic += 1,
             _ => {}
         }
     }
@@ -345,23 +418,32 @@ impl Shards {
         let Some(pending) = self.pending.get_mut(&addr) else {
             return;
         };
+        if !pending.budget.take(self.now, PENDING_DATAGRAMS_PER_S) {
+            self.stats.rejected.over_budget += 1;
+            return;
+        }
         if ConnectionRequest::parse(datagram)
             .is_some_and(|request| request.token_tag != pending.token_tag)
         {
-            // Another client at this address, or a stranger pretended to be there: `renetcode`
-            // would go on with the keys of the first token.
-            let since = pending.since;
+            // Noise on the wire, or a stranger who pretends to be there, must not end a good handshake.
+            if self.keys_of(datagram).is_none() {
+                self.stats.rejected.handshake += 1;
+                return;
+            }
+            // Another client at this address: `renetcode` would go on with the keys of the first token.
+            let since = self.pending[&addr].since;
             self.abandon_pending(since, addr);
             self.handle_stranger(addr, datagram, out);
             return;
         }
-        if !pending.budget.take(self.now, PENDING_DATAGRAMS_PER_S) {
-            self.stats.rejected.over_budget += 1;
+        if let Some(denial) = &pending.denial {
+            out.packets.push(addr, denial, &mut self.stats);
             return;
         }
         let shard = pending.shard;
         match self.shards[shard].server.process_packet(addr, datagram) {
             ServerResult::PacketToSend { payload, .. } => {
+                pending.spent.extend(sequence_of(payload));
                 out.packets.push(addr, payload, &mut self.stats);
             }
             ServerResult::ClientConnected {
@@ -375,6 +457,12 @@ impl Shards {
             }
             _ => self.stats.rejected.handshake += 1,
         }
+    }
+
+    /// The keys in a request, if it was made with this server's key.
+    fn keys_of(&self, request: &[u8]) -> Option<LinkKeys> {
+        let key = self.config.private_key.unwrap_or([0; 32]);
+        LinkKeys::of_request(&key, request.try_into().ok()?)
     }
 
     fn handle_stranger(&mut self, addr: SocketAddr, datagram: &mut [u8], out: &mut Output) {
@@ -414,6 +502,7 @@ impl Shards {
             self.stats.rejected.handshake += 1;
             return;
         };
+        let spent = sequence_of(payload).into_iter().collect();
         out.packets.push(addr, payload, &mut self.stats);
         self.shards[shard].pending += 1;
         self.tokens.insert(request.token_tag, addr);
@@ -430,12 +519,19 @@ impl Shards {
             request: copy,
             expire_timestamp: request.expire_timestamp,
             token_tag: request.token_tag,
+            spent,
+            denial: None,
         };
-        self.pending.insert(addr, pending);
         self.pending_by_age.push_back((self.now, addr));
+        self.insert_pending(addr, pending);
+    }
+
+    fn insert_pending(&mut self, addr: SocketAddr, pending: Pending) {
+        let since = pending.since;
+        self.pending.insert(addr, pending);
         if !is_loopback(addr) {
             let same = self.pending_of.entry(addr.ip().into()).or_default();
-            same.push_back((self.now, addr));
+            same.push_back((since, addr));
             if same.len() > MAX_PENDING_PER_ADDRESS
                 && let Some(&(since, oldest)) = same.front()
             {
@@ -475,35 +571,42 @@ impl Shards {
             self.stats.rejected.handshake += 1;
             return;
         }
-        if twin.is_some()
-            || self.links.len() >= self.config.max_sessions
-            || out.room == 0
-            || self.closing
-        {
+        if twin.is_some() || self.links.len() >= self.config.max_sessions || self.closing {
             self.stats.rejected.handshake += 1;
             shard.server.disconnect(client_id);
             if let Some(denial) = shard.deny(addr, &mut pending.request[..]) {
                 out.packets.push(addr, &denial, &mut self.stats);
+                pending.denial = Some(denial);
+                self.insert_pending(addr, pending);
             }
             return;
         }
+        self.add_link(addr, client_id, user_data, keep_alive, pending, out);
+    }
 
+    /// A client has answered the challenge and may come in. It may not know that yet.
+    fn add_link(
+        &mut self,
+        addr: SocketAddr,
+        client_id: u64,
+        user_data: Box<[u8; 256]>,
+        keep_alive: &[u8],
+        pending: Pending,
+        out: &mut Output,
+    ) {
+        let Some(keys) = self.keys_of(&pending.request[..]) else {
+            // `renetcode` has just read them.
+            self.shards[pending.shard].server.disconnect(client_id);
+            return;
+        };
+        let indices = keys
+            .open(&keys.server_to_client, keep_alive)
+            .and_then(|indices| indices.try_into().ok())
+            .unwrap_or_default();
+        let shard = &mut self.shards[pending.shard];
         shard.linked += 1;
         self.tokens.use_up(&pending.token_tag);
         let id = self.link_ids.allocate();
-        let link = Link {
-            shard: pending.shard,
-            client_id,
-            addr,
-            budget: Budget::full((self.config.max_datagrams_per_s / 2.0).max(1.0)),
-            heard_at: self.now,
-            sent_at: self.now,
-        };
-        self.links.insert(id, link);
-        self.link_of_addr.insert(addr, id);
-        self.link_of_client.insert(client_id, id);
-        out.packets.push(addr, keep_alive, &mut self.stats);
-        out.room -= 1;
         let secure = self.config.private_key.is_some();
         let peer = PeerInfo {
             addr: Some(addr),
@@ -517,7 +620,29 @@ impl Shards {
             kind: TransportKind::Udp,
             delivery: Delivery::Datagrams,
         };
-        out.events.push(LinkEvent::Opened { link: id, peer });
+        let mut link = Link {
+            shard: pending.shard,
+            client_id,
+            addr,
+            budget: Budget::full((self.config.max_datagrams_per_s / 2.0).max(1.0)),
+            heard_at: self.now,
+            sent_at: self.now,
+            // The keep-alive that `renetcode` has made is number 0.
+            next_sequence: 1,
+            spent: pending.spent,
+            unconfirmed: Some(Box::new(Unconfirmed {
+                peer,
+                keys,
+                indices,
+            })),
+        };
+        let keep_alive = link.keep_alive(&mut shard.server);
+        self.links.insert(id, link);
+        self.link_of_addr.insert(addr, id);
+        self.link_of_client.insert(client_id, id);
+        if let Some(keep_alive) = keep_alive {
+            out.packets.push(addr, &keep_alive, &mut self.stats);
+        }
     }
 
     /// Removes a link from the maps.
@@ -565,6 +690,10 @@ impl Shards {
 
     /// Has the shard drop a handshake, or notes that it would not.
     fn release(&mut self, addr: SocketAddr, mut pending: Pending) {
+        if pending.denial.is_some() {
+            // It did when that was made.
+            return;
+        }
         let shard = &mut self.shards[pending.shard];
         let expired = shard.server.current_time().as_secs() > pending.expire_timestamp;
         if expired || shard.deny(addr, &mut pending.request[..]).is_some() {
@@ -625,6 +754,55 @@ impl Shards {
             pending: 0,
         });
     }
+}
+
+impl Link {
+    /// Opens the link, for the app, if a packet shows that the client knows of it.
+    fn confirm(&mut self, id: LinkId, kind: u8, packet: &[u8], out: &mut Output) -> bool {
+        let is_heard = |it: &mut Box<Unconfirmed>| {
+            out.room > 0
+                && matches!(kind, KEEP_ALIVE | PAYLOAD)
+                && it.keys.is_authentic(&it.keys.client_to_server, packet)
+        };
+        let Some(confirmed) = self.unconfirmed.take_if(is_heard) else {
+            return false;
+        };
+        out.room -= 1;
+        out.events.push(LinkEvent::Opened {
+            link: id,
+            peer: confirmed.peer,
+        });
+        true
+    }
+
+    /// A keep-alive for a client that may not know yet that it is in. `None` if it does.
+    fn keep_alive(&mut self, server: &mut NetcodeServer) -> Option<Vec<u8>> {
+        let sequence = self.next_sequence;
+        self.unconfirmed.as_ref()?;
+        self.use_up_number(server)?;
+        if self.spent.contains(&sequence) {
+            return self.keep_alive(server);
+        }
+        let Unconfirmed { keys, indices, .. } = &**self.unconfirmed.as_ref()?;
+        Some(keys.keep_alive(&keys.server_to_client, sequence, *indices))
+    }
+
+    /// Passes over numbers that were used with this link's key before.
+    fn skip_spent(&mut self, server: &mut NetcodeServer) {
+        while self.spent.contains(&self.next_sequence) && self.use_up_number(server).is_some() {}
+    }
+
+    /// Has `renetcode` make the next packet, which is thrown away.
+    fn use_up_number(&mut self, server: &mut NetcodeServer) -> Option<()> {
+        let (_, packet) = server.generate_payload_packet(self.client_id, &[0]).ok()?;
+        debug_assert_eq!(sequence_of(packet), Some(self.next_sequence));
+        self.next_sequence += 1;
+        Some(())
+    }
+}
+
+fn sequence_of(packet: &[u8]) -> Option<u64> {
+    netcode::sequence(packet).map(|(sequence, _)| sequence)
 }
 
 fn is_loopback(addr: SocketAddr) -> bool {
@@ -905,7 +1083,9 @@ mod tests {
                     .pending
                     .values()
                     .chain(shards.stuck.iter().map(|(_, pending)| pending));
-                let pending = pending.filter(|pending| pending.shard == index).count();
+                let pending = pending
+                    .filter(|pending| pending.shard == index && pending.denial.is_none())
+                    .count();
                 assert_eq!(shard.pending, pending, "and its handshakes");
             }
             let counted = shards.pending_of.values().map(VecDeque::len);
@@ -1022,7 +1202,7 @@ mod tests {
         net.deliver(addr(0), &request(&first));
         // The player is not connected yet, so the shard suspects nothing.
         let player = net.join(addr(2), token(5, 60, &KEY));
-        net.run(STEP * 3);
+        net.run(STEP * 6);
         assert!(net.clients[player].1.is_connected(), "the player is");
 
         // Understands the challenge to the second token, answers it in the name of the first.

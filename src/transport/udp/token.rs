@@ -129,8 +129,11 @@ pub enum KeyError {
 /// Length of what authenticates a token's private part, at its end.
 const TAG_BYTES: usize = 16;
 
+/// Length of a token's private part.
+const PRIVATE_BYTES: usize = 1_024;
+
 /// What tokens of netcode 1.02 begin with, and are bound to.
-const VERSION: &[u8; 13] = b"NETCODE 1.02\0";
+pub(super) const VERSION: &[u8; 13] = b"NETCODE 1.02\0";
 
 impl TokenBuilder {
     /// A token that lets `client_id` connect to these addresses: the first that answers. They
@@ -257,22 +260,14 @@ pub fn open(
     }
 
     let mut private = token.private_data;
-    let (body, tag) = private
-        .split_last_chunk_mut::<TAG_BYTES>()
-        .expect("1,024 bytes are more than a tag");
-    let mut bound_to = [0; VERSION.len() + 8 + 8];
-    bound_to[..13].copy_from_slice(VERSION);
-    bound_to[13..21].copy_from_slice(&protocol_id.to_le_bytes());
-    bound_to[21..].copy_from_slice(&token.expire_timestamp.to_le_bytes());
-    XChaCha20Poly1305::new(private_key.into())
-        .decrypt_in_place_detached(
-            XNonce::from_slice(&token.xnonce),
-            &bound_to,
-            body,
-            Tag::from_slice(tag),
-        )
-        .map_err(|_| TokenError::Forged)?;
-    let tag = *tag;
+    let (body, tag) = decrypt_private(
+        private_key,
+        protocol_id,
+        token.expire_timestamp,
+        &token.xnonce,
+        &mut private,
+    )
+    .ok_or(TokenError::Forged)?;
 
     // The rest of the token was written by whoever sent it. Only its keys are secret, but what else it says twice has
     // no reason to differ either.
@@ -296,6 +291,31 @@ pub fn open(
         tag,
         expires: token.expire_timestamp,
     })
+}
+
+/// Decrypts the private part of a token in place, and gives its content and its tag. `None` if it was not made with this
+/// key, or not for this protocol and time.
+pub(super) fn decrypt_private<'a>(
+    private_key: &[u8; 32],
+    protocol_id: u64,
+    expire_timestamp: u64,
+    xnonce: &[u8; 24],
+    private: &'a mut [u8; PRIVATE_BYTES],
+) -> Option<(&'a [u8], [u8; TAG_BYTES])> {
+    let (body, tag) = private.split_last_chunk_mut::<TAG_BYTES>()?;
+    let mut bound_to = [0; VERSION.len() + 8 + 8];
+    bound_to[..13].copy_from_slice(VERSION);
+    bound_to[13..21].copy_from_slice(&protocol_id.to_le_bytes());
+    bound_to[21..].copy_from_slice(&expire_timestamp.to_le_bytes());
+    XChaCha20Poly1305::new(private_key.into())
+        .decrypt_in_place_detached(
+            XNonce::from_slice(xnonce),
+            &bound_to,
+            body,
+            Tag::from_slice(tag),
+        )
+        .ok()?;
+    Some((body, *tag))
 }
 
 /// What the private part of a token holds before the user data, made from the part that the player can read.

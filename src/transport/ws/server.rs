@@ -431,7 +431,7 @@ impl WsServer {
 }
 
 impl ServerTransport for WsServer {
-    fn receive(&mut self, _now: Duration, events: &mut Vec<LinkEvent>) {
+    fn receive(&mut self, now: Duration, events: &mut Vec<LinkEvent>) {
         self.shared.inbox.take(&mut self.events);
         let fleeting = fleeting(&self.events);
         for event in self.events.drain(..) {
@@ -453,7 +453,11 @@ impl ServerTransport for WsServer {
                     );
                     LinkEvent::Opened { link, peer }
                 }
-                Event::Datagram { link, bytes } => LinkEvent::Datagram { link, bytes },
+                Event::Datagram { link, bytes } => LinkEvent::Datagram {
+                    link,
+                    at: now,
+                    bytes,
+                },
                 Event::Closed { link, reason } => {
                     self.links.remove(&link);
                     LinkEvent::Closed { link, reason }

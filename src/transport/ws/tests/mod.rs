@@ -143,7 +143,9 @@ impl Net {
 
     fn received(&self, link: LinkId) -> Vec<Vec<u8>> {
         let received = self.events.iter().filter_map(|event| match event {
-            LinkEvent::Datagram { link: of, bytes } if *of == link => Some(bytes.clone()),
+            LinkEvent::Datagram {
+                link: of, bytes, ..
+            } if *of == link => Some(bytes.clone()),
             _ => None,
         });
         received.collect()
