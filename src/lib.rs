@@ -451,6 +451,7 @@ pub mod input;
 mod mailbox;
 pub mod message;
 mod peer;
+mod probe;
 pub mod protocol;
 pub mod registry;
 pub mod replication;

@@ -357,6 +357,8 @@ fn take_note(world: &mut World, mirror: &mut Mirror, Taken { header, complete }:
     }
     let now = world.resource::<Time<Real>>().elapsed();
     world.resource_scope(|world, mut link: Mut<Link>| {
+        let goes_on = |still: Tick| header.tick.is_newer_than(still);
+        link.standstill = link.standstill.filter(|&still| !goes_on(still));
         let rtt = link.peer.acks.rtt().unwrap_or_default();
         let jitter = link.peer.acks.jitter().unwrap_or_default();
         link.timeline.set_send_interval(Ticks(
@@ -366,8 +368,12 @@ fn take_note(world: &mut World, mirror: &mut Mirror, Taken { header, complete }:
                 .clamp(1, 60)
                 .cast_unsigned(),
         ));
-        link.timeline
-            .handle_snapshot(now, header.tick, header.previous);
+        match link.standstill {
+            Some(_) => link.timeline.handle_snapshot_in_standstill(header.tick),
+            None => link
+                .timeline
+                .handle_snapshot(now, header.tick, header.previous),
+        }
         let mut stats = world.resource_mut::<ClientStats>();
         stats.snapshots += 1;
         let (mut margin, mut newest) = (None, None);
@@ -385,8 +391,10 @@ fn take_note(world: &mut World, mirror: &mut Mirror, Taken { header, complete }:
                 .handle_ack(newest);
         }
         if link.is_synchronised {
-            link.clock
-                .handle_snapshot(now, header.tick, margin, newest, rtt, jitter);
+            if link.standstill.is_none() {
+                link.clock
+                    .handle_snapshot(now, header.tick, margin, newest, rtt, jitter);
+            }
         } else {
             world.resource_mut::<CurrentTick>().0 = link.clock.start(header.tick, rtt, jitter);
             link.is_synchronised = true;

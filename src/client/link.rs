@@ -51,6 +51,8 @@ pub(super) struct Link {
     /// Whether the clock was set from a snapshot.
     pub is_synchronised: bool,
     pub timeline: Timeline,
+    /// The server's tick, while its game stands still there.
+    pub standstill: Option<Tick>,
     datagrams: Vec<Vec<u8>>,
 }
 
@@ -127,6 +129,7 @@ pub(super) fn begin(world: &mut World, transport: Box<dyn ClientTransport>) {
         clock: ClockSync::new(ClockSettings { tick, ..default() }),
         is_synchronised: false,
         timeline: Timeline::new(TimelineSettings { tick, ..default() }),
+        standstill: None,
         datagrams: Vec::new(),
     });
 }
@@ -214,6 +217,7 @@ fn receive_datagrams(
         datagrams,
         snapshots,
         last_heard,
+        standstill,
         ..
     } = link;
     transport.receive(now, datagrams);
@@ -237,6 +241,8 @@ fn receive_datagrams(
                 ChunkKind::Snapshot => snapshots.push(body.to_vec()),
                 ChunkKind::Goodbye => farewell = serial::decode(body).ok(),
                 ChunkKind::Taken => taken_now = Taken::decode(body).ok().map(|(taken, _)| taken),
+                // One that a snapshot has overtaken is undone when that is applied.
+                ChunkKind::Standstill => *standstill = tick_of_standstill(body).or(*standstill),
                 ChunkKind::Inputs | ChunkKind::Renet | ChunkKind::Message | ChunkKind::Part => {}
             },
         );
@@ -269,6 +275,11 @@ fn receive_datagrams(
         }),
         _ => Ok(()),
     }
+}
+
+fn tick_of_standstill(body: &[u8]) -> Option<Tick> {
+    let bytes = body.try_into().ok()?;
+    Some(Tick(u32::from_le_bytes(bytes)))
 }
 
 /// Tells the game which of its messages were taken, for those types that ask for it.
@@ -554,7 +565,8 @@ pub(super) fn greet(world: &mut World) {
     }
 }
 
-/// Runs the simulation's clock a little faster or slower, so that inputs arrive just in time.
+/// Runs the simulation's clock a little faster or slower, so that inputs arrive just in time, and stops it while the
+/// server's game stands still.
 pub(super) fn keep_time(
     mut link: ResMut<Link>,
     mut tick: ResMut<CurrentTick>,
@@ -566,6 +578,9 @@ pub(super) fn keep_time(
 ) {
     if !link.is_synchronised {
         return;
+    }
+    if link.standstill.is_some() {
+        link.clock.stand_still();
     }
     let adjustment = link
         .clock

@@ -172,6 +172,16 @@ const WORSE_REPORTS: usize = 16;
 const REPORTS_STALE_AFTER: Duration = Duration::from_secs(2);
 /// The most to allow for jitter, in ticks, while it is guessed.
 const MAX_GUESSED_JITTER_TICKS: f64 = 4.0;
+/// The most that a client waits for a server that goes on, in ticks. Beyond that the clock is set.
+const MAX_WAIT_TICKS: f32 = 60.0;
+/// The trend is taken over this much time.
+const TREND_WINDOW: usize = 40;
+/// Reports of so much time make one point of the trend.
+const TREND_POINT: Duration = Duration::from_millis(500);
+/// With fewer points in each half of the window, there is no telling.
+const MIN_TREND_POINTS: usize = 3;
+/// Clocks that differ by more than 8 % are no clocks, in ticks per second at 60 Hz.
+const MAX_TREND: f64 = 5.0;
 /// How many recent ticks' phases are remembered: 4 s, more than any useful round trip.
 const PHASES: usize = 256;
 /// A margin at the end of its range says only "far off".
@@ -203,6 +213,11 @@ pub struct ClockSync {
     last_polled: Option<Tick>,
     rtt: Duration,
     snaps: u32,
+    /// By how many ticks a second the base changes: the two wall clocks do not run alike.
+    trend: Trend,
+    standstill: Standstill,
+    /// Ticks of wall-clock time in which the server's game stood still so far.
+    stood: f64,
     /// For selecting quantiles without allocating.
     scratch: Vec<f64>,
 }
@@ -211,6 +226,18 @@ pub struct ClockSync {
 struct Base {
     at: Duration,
     value: f64,
+}
+
+/// Whether the server's game stands still.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Standstill {
+    No,
+    /// It does. The median of the guesses before tells where it will go on.
+    Yes {
+        guess: Option<f64>,
+    },
+    /// It goes on. The client noticed a moment too late that it stood still, and waits for as long.
+    Over,
 }
 
 impl ClockSync {
@@ -229,6 +256,9 @@ impl ClockSync {
             last_polled: None,
             rtt: Duration::ZERO,
             snaps: 0,
+            trend: Trend::default(),
+            standstill: Standstill::No,
+            stood: 0.0,
             scratch: Vec::with_capacity(MAX_REPORTS),
         }
     }
@@ -239,7 +269,11 @@ impl ClockSync {
     /// The server's tick when an input sent now arrives is `server_tick` plus a whole round trip:
     /// half for the snapshot's way, half for the input's.
     pub fn start(&mut self, server_tick: Tick, rtt: Duration, jitter: Duration) -> Tick {
+        let standstill = self.standstill;
         *self = Self::new(self.settings);
+        if standstill != Standstill::No {
+            self.standstill = Standstill::Yes { guess: None };
+        }
         self.zero = server_tick;
         self.rtt = rtt;
         let lead = self.in_ticks(rtt) + self.margin_for(jitter) + 1.0;
@@ -265,8 +299,14 @@ impl ClockSync {
             self.guesses.pop_front();
         }
         let server = f64::from(server_tick.distance_from(self.zero));
-        self.guesses
-            .push_back(self.in_ticks(now) - server - self.in_ticks(rtt) - 1.0);
+        let mut guess = self.present(now) - server - self.in_ticks(rtt) - 1.0;
+        if let Standstill::Yes { guess: before } = self.standstill {
+            let stood = before.map_or(0.0, |before| (guess - before).max(0.0));
+            self.stood += stood;
+            guess -= stood;
+            self.standstill = Standstill::Over;
+        }
+        self.guesses.push_back(guess);
 
         if self
             .bases
@@ -292,12 +332,22 @@ impl ClockSync {
         self.last_report = Some(input_ack);
         if margin.unsigned_abs() >= SATURATED_MARGIN {
             self.bases.clear();
+            self.trend.restart();
             return;
         }
         // The smallest margin was that of any of the inputs; the middle one is least wrong.
         let middle = input_ack - Ticks(METER_WINDOW as u32 / 2);
         let phase = self.phase_of(middle).unwrap_or(phase);
         self.note_base(now, f64::from(margin) - phase);
+    }
+
+    /// The server's game stands still: so does the client's, until the next snapshot is
+    /// [handled](Self::handle_snapshot). It is then where it would be if that time had not passed.
+    pub fn stand_still(&mut self) {
+        if !matches!(self.standstill, Standstill::Yes { .. }) {
+            let guess = quantile(&mut self.scratch, self.guesses.iter().copied(), 0.5);
+            self.standstill = Standstill::Yes { guess };
+        }
     }
 
     /// What to do with the clock in this frame.
@@ -308,16 +358,23 @@ impl ClockSync {
     /// is already accumulated towards the next. The speed holds until the next call.
     pub fn poll(&mut self, now: Duration, client_tick: Tick, overstep: f32) -> Adjustment {
         let position = f64::from(client_tick.distance_from(self.zero)) + f64::from(overstep);
-        let phase = position - self.in_ticks(now);
+        let phase = position - self.present(now);
         self.note_phase(client_tick, phase);
+        let run = |speed| Adjustment { speed, snap: None };
 
-        let Some(wanted) = self.wanted_phase() else {
-            return Adjustment {
-                speed: 1.0,
-                snap: None,
-            };
+        if matches!(self.standstill, Standstill::Yes { .. }) {
+            return run(0.0);
+        }
+        let Some(wanted) = self.wanted_phase(now) else {
+            return run(1.0);
         };
         let error = (wanted - phase) as f32; // ticks that the client should be further ahead
+        if self.standstill == Standstill::Over {
+            if (-MAX_WAIT_TICKS..-SHRINK_DEADBAND_TICKS).contains(&error) {
+                return run(0.0);
+            }
+            self.standstill = Standstill::No;
+        }
         if error.abs() > self.settings.snap_beyond_ticks {
             let steps = error.round() as i32;
             let target = Tick(client_tick.0.wrapping_add_signed(steps));
@@ -327,16 +384,20 @@ impl ClockSync {
                 snap: Some(target),
             };
         }
-        Adjustment {
-            speed: 1.0 + stretch_for(error),
-            snap: None,
-        }
+        let follow = -self.trend.slope * self.settings.tick.as_secs_f64();
+        let speed = 1.0 + follow as f32 + stretch_for(error);
+        run(speed.clamp(1.0 - FIRM_STRETCH, 1.0 + FIRM_STRETCH))
     }
 
     /// How often the clock was set rather than stretched, since the start.
     #[must_use]
     pub fn snaps(&self) -> u32 {
         self.snaps
+    }
+
+    /// Wall-clock time in ticks, without that in which the server's game stood still.
+    fn present(&self, now: Duration) -> f64 {
+        self.in_ticks(now) - self.stood
     }
 
     fn in_ticks(&self, time: Duration) -> f64 {
@@ -393,8 +454,9 @@ impl ClockSync {
         {
             self.bases.pop_front();
         }
-        let known = self.base();
+        let known = self.base(now);
         self.bases.push_back(Base { at: now, value });
+        self.trend.note(now, value);
         if let Some(known) = known {
             let recent = self
                 .bases
@@ -410,38 +472,105 @@ impl ClockSync {
             });
             if up == JUMP_REPORTS || down == JUMP_REPORTS {
                 self.bases.drain(..self.bases.len() - JUMP_REPORTS);
+                self.trend.restart();
             }
         }
     }
 
     /// The base to rely on, from reports.
-    fn base(&mut self) -> Option<f64> {
+    fn base(&mut self, now: Duration) -> Option<f64> {
+        let slope = self.trend.slope;
+        // What it would be now.
+        let value = |base: &Base| base.value + slope * now.saturating_sub(base.at).as_secs_f64();
         let usual = quantile(
             &mut self.scratch,
-            self.bases.iter().map(|base| base.value),
+            self.bases.iter().map(value),
             f64::from(self.settings.worse_reports),
         )?;
         if self.bases.len() < WORSE_REPORTS {
             return Some(usual);
         }
-        let recent = self
-            .bases
-            .iter()
-            .rev()
-            .take(WORSE_REPORTS)
-            .map(|base| base.value);
+        let recent = self.bases.iter().rev().take(WORSE_REPORTS).map(value);
         let recent = quantile(&mut self.scratch, recent, 0.75)?;
         Some(usual.min(recent))
     }
 
     /// How far ahead of its wall clock the client's simulation should be.
-    fn wanted_phase(&mut self) -> Option<f64> {
+    fn wanted_phase(&mut self, now: Duration) -> Option<f64> {
         let spare = f64::from(self.settings.spare_ticks);
-        if let Some(base) = self.base() {
+        if let Some(base) = self.base(now) {
             return Some(spare - base);
         }
         let guess = quantile(&mut self.scratch, self.guesses.iter().copied(), 0.5)?;
         Some(spare + self.guess_margin - guess)
+    }
+}
+
+/// How the base changes in the long run, in ticks per second.
+///
+/// Wall clocks that run unlike each other make it rise or fall evenly, for as long as the connection lasts. A route that
+/// gets worse or better makes it jump. So the trend is looked for in either half of the last 20 seconds, and the flatter
+/// one counts: a jump is in one of them at most. Within a half, the median of the slopes between all pairs of points is
+/// what outliers disturb least (Theil and Sen's).
+#[derive(Clone, Debug, Default)]
+struct Trend {
+    /// Middles of half a second each: when in seconds, and the base. Newest last.
+    points: VecDeque<(f64, f64)>,
+    /// Reports of the half second that has begun.
+    gathered: Vec<f64>,
+    since: Duration,
+    slope: f64,
+    scratch: Vec<f64>,
+}
+
+impl Trend {
+    fn restart(&mut self) {
+        self.points.clear();
+        self.gathered.clear();
+        self.slope = 0.0;
+    }
+
+    fn note(&mut self, now: Duration, base: f64) {
+        if self.gathered.is_empty() {
+            self.since = now;
+        }
+        self.gathered.push(base);
+        if now.saturating_sub(self.since) < TREND_POINT {
+            return;
+        }
+        let middle = (self.since + now).as_secs_f64() / 2.0;
+        let mean = self.gathered.iter().sum::<f64>() / self.gathered.len() as f64;
+        self.gathered.clear();
+        if self.points.len() == TREND_WINDOW {
+            self.points.pop_front();
+        }
+        self.points.push_back((middle, mean));
+        self.slope = self.find().clamp(-MAX_TREND, MAX_TREND);
+    }
+
+    fn find(&mut self) -> f64 {
+        let half = self.points.len() / 2;
+        if half < MIN_TREND_POINTS {
+            return 0.0;
+        }
+        let older = self.slope_of(0..half);
+        let newer = self.slope_of(half..self.points.len());
+        match older * newer > 0.0 {
+            true if older.abs() < newer.abs() => older,
+            true => newer,
+            false => 0.0,
+        }
+    }
+
+    fn slope_of(&mut self, range: std::ops::Range<usize>) -> f64 {
+        let points = &self.points;
+        let slopes = range.clone().flat_map(|b| {
+            (range.start..b).map(move |a| {
+                let ((t0, y0), (t1, y1)) = (points[a], points[b]);
+                (y1 - y0) / (t1 - t0).max(1e-3)
+            })
+        });
+        quantile(&mut self.scratch, slopes, 0.5).unwrap_or(0.0)
     }
 }
 
@@ -537,6 +666,10 @@ mod tests {
         client_stall: Option<(f64, f64)>,
         /// When the server's process is suspended, and for how long. Its ticks are then missing.
         server_stall: Option<(f64, f64)>,
+        /// When the server's game is paused, and for how long. It says so.
+        pause: Option<(f64, f64)>,
+        /// When the client draws another number of frames, until when, and how many.
+        slow: Option<(f64, f64, f64)>,
         /// From when on the link is another.
         then: Option<(f64, Link)>,
         settings: ClockSettings,
@@ -552,6 +685,8 @@ mod tests {
                 length: 60.0,
                 client_stall: None,
                 server_stall: None,
+                pause: None,
+                slow: None,
                 then: None,
                 settings: ClockSettings::default(),
             }
@@ -630,11 +765,13 @@ mod tests {
         let mut overstep = 0.0f64;
         let mut speed = 1.0f32;
         let mut last_frame: Option<f64> = None;
+        let mut newest_snapshot: Option<Tick> = None;
 
         let mut server_tick = Tick(u32::MAX - 600); // wraps after ten seconds
         let mut next_server = rng.f64() * TICK;
         let mut next_frame = rng.f64() / scenario.fps;
         let mut started = false;
+        let mut beat = false;
         let mut outcome = Outcome {
             ticks: Vec::new(),
             speeds: Vec::new(),
@@ -662,6 +799,17 @@ mod tests {
                     if !body.is_empty() {
                         buffer.receive(server_tick, body).expect("ours");
                     }
+                }
+                if let Some((at, _)) = stalled(scenario.pause, now) {
+                    // It notices a tenth of a second later that there are no ticks.
+                    beat = !beat;
+                    if beat && now - at > 0.1 {
+                        let mut datagram =
+                            server_acks.next_header(server_time(now)).encode().to_vec();
+                        datagram.extend(server_tick.0.to_le_bytes());
+                        down.send(now, link, &mut rng, datagram);
+                    }
+                    continue;
                 }
                 server_tick += Ticks(1);
                 let fresh = matches!(buffer.take(server_tick), Taken::Fresh(_));
@@ -696,8 +844,12 @@ mod tests {
                 next_frame = at + length;
                 continue;
             }
+            let slow = scenario
+                .slow
+                .filter(|(from, to, _)| (*from..*to).contains(&now));
+            let fps = slow.map_or(scenario.fps, |(_, _, fps)| fps);
             // Frame times vary by a tenth.
-            next_frame += (0.9 + 0.2 * rng.f64()) / scenario.fps;
+            next_frame += (0.9 + 0.2 * rng.f64()) / fps;
             let local = client_time(now);
             while let Some(datagram) = down.poll(now) {
                 let (header, body) = Header::decode(&datagram).expect("ours");
@@ -705,6 +857,16 @@ mod tests {
                 let number =
                     |at: usize| u32::from_le_bytes(body[at..at + 4].try_into().expect("four"));
                 let snapshot_tick = Tick(number(0));
+                if body.len() == 4 {
+                    if let Some(clock) = &mut clock
+                        && !newest_snapshot.is_some_and(|it: Tick| it.is_newer_than(snapshot_tick))
+                    {
+                        clock.stand_still();
+                    }
+                    continue;
+                }
+                newest_snapshot =
+                    Some(newest_snapshot.map_or(snapshot_tick, |it| it.latest(snapshot_tick)));
                 let margin = (body[4] != 0x80).then_some(body[4].cast_signed());
                 let input_ack = (body[5] != 0).then_some(Tick(number(6)));
                 let (Some(rtt), Some(jitter)) = (client_acks.rtt(), client_acks.jitter()) else {
@@ -875,6 +1037,87 @@ mod tests {
             let ahead = outcome.mean_ahead(settled + 12.0, 60.0);
             assert!(late <= 0.01, "{late} late after it has settled");
             assert!(ahead <= 3.0, "{ahead} ticks ahead");
+        }
+    }
+
+    #[test]
+    fn wall_clocks_that_drift_are_followed() {
+        for link in [CLEAN, ROUGH, FAR] {
+            for fps in [20.0, 60.0, 144.0] {
+                for drift in [0.001, 0.005, 0.01, 0.02] {
+                    for drift_ppm in [drift * 1e6, -drift * 1e6] {
+                        let (mut late, mut ahead, runs) = (0.0, 0.0, 3);
+                        for seed in 0..runs {
+                            let outcome = run(Scenario {
+                                seed,
+                                link,
+                                fps,
+                                drift_ppm,
+                                ..Scenario::default()
+                            });
+                            late += outcome.late_ratio(8.0, 60.0) / runs as f64;
+                            ahead += outcome.mean_ahead(8.0, 60.0) / runs as f64;
+                            assert_eq!(outcome.snaps, [], "{drift_ppm} ppm at {fps} fps");
+                        }
+                        println!(
+                            "{} ms, {fps} fps, {drift_ppm} ppm: late {:.2} %, ahead {ahead:.1}",
+                            link.latency_ms,
+                            late * 100.0
+                        );
+                        assert!(late <= 0.01, "{drift_ppm} ppm at {fps} fps: {late} late");
+                        assert!(ahead <= 5.0, "{drift_ppm} ppm at {fps} fps: {ahead} ahead");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_paused_server_is_waited_for_without_a_snap() {
+        for link in [CLEAN, ROUGH, FAR] {
+            for length in [0.15, 0.5, 3.0, 20.0] {
+                for seed in 0..6 {
+                    let outcome = run(Scenario {
+                        seed,
+                        link,
+                        pause: Some((20.0, length)),
+                        ..Scenario::default()
+                    });
+                    assert_eq!(outcome.snaps, [], "paused for {length} s");
+                    let late = outcome.late_ratio(20.0 + length, 21.0 + length);
+                    assert!(late <= 0.05, "{late} late in the second after {length} s");
+                    let ahead = outcome.mean_ahead(20.3 + length, 22.0 + length);
+                    assert!(ahead <= 5.0, "{ahead} ticks ahead after {length} s");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_client_that_was_slow_steers_half_a_second_later() {
+        for link in [CLEAN, ROUGH, FAR] {
+            for slow in [1.0, 2.0, 5.0] {
+                for seed in 0..6 {
+                    let outcome = run(Scenario {
+                        seed,
+                        link,
+                        slow: Some((10.0, 70.0, slow)),
+                        length: 90.0,
+                        ..Scenario::default()
+                    });
+                    let name = format!("{} ms, {slow} fps", link.latency_ms);
+                    let late = outcome.late_ratio(71.5, 90.0);
+                    let early = outcome.late_ratio(70.5 + link.latency_ms / 1e3, 71.5);
+                    println!(
+                        "{name}: {late} late, {early} at first, snaps {:?}",
+                        outcome
+                            .snaps
+                            .iter()
+                            .filter(|at| **at > 69.0)
+                            .collect::<Vec<_>>()
+                    );
+                }
+            }
         }
     }
 

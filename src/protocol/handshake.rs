@@ -14,7 +14,7 @@ use crate::session::SessionId;
 use crate::tick::Tick;
 
 /// Changes whenever what travels on the wire changes its form.
-pub const WIRE_VERSION: u32 = 2;
+pub const WIRE_VERSION: u32 = 3;
 
 /// How many [connect tokens](Control::ConnectToken) a client keeps, and a server remembers of each.
 pub const MAX_CONNECT_TOKENS: usize = 4;

@@ -122,6 +122,17 @@ pub struct Encoded {
     pub oversized: Option<NetId>,
 }
 
+/// What a client has still to be told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lack {
+    /// It is known to have everything.
+    Nothing,
+    /// Everything was sent, and some of it is not acknowledged yet.
+    Acknowledgement,
+    /// Something was not sent yet.
+    News,
+}
+
 /// What clients share while a tick is encoded: the blocks of all with the same baseline, and scratch memory.
 ///
 /// Clear it when the archive changes.
@@ -229,6 +240,28 @@ impl View {
                 _ => None,
             })
             .fold(self.baseline, Tick::earliest)
+    }
+
+    /// What the client has still to be told.
+    pub fn lack(&self, archive: &Archive) -> Lack {
+        let is_news_since = |tick| {
+            self.partitions.iter().any(|&partition| {
+                archive.changed_since(partition, tick).next().is_some()
+                    || archive.tombstones_since(partition, tick).next().is_some()
+            })
+        };
+        let is_unsent = |net| {
+            let known: Option<&Exception> = self.exceptions.get(net);
+            known.is_some_and(|known| known.sent.is_none())
+        };
+        let waits = self.backlog.iter().chain(&self.active).any(is_unsent);
+        if self.next_number == 0 || waits || is_news_since(self.previous) {
+            Lack::News
+        } else if !self.knows_all || !self.exceptions.is_empty() || is_news_since(self.baseline) {
+            Lack::Acknowledgement
+        } else {
+            Lack::Nothing
+        }
     }
 
     /// Changes what is seen: entities of partitions no longer named are hidden, those of new ones shown.

@@ -550,7 +550,7 @@ fn attach(
         },
         LinkedOver(info.kind),
         LinkStats::default(),
-        Outgoing::new(tick),
+        Outgoing::new(tick, now),
     ));
     match info.addr {
         Some(addr) => entity.insert(ClientAddress(addr)),
