@@ -40,6 +40,13 @@ struct Square(f32);
 /// The game, the same on both sides.
 fn game(app: &mut App) {
     app.add_input::<Steer>()
+        .accumulate(|tick, frame| {
+            tick.0 = if frame.0 == Vec2::ZERO {
+                tick.0
+            } else {
+                frame.0
+            }
+        })
         .validate(|steer| steer.0 = steer.0.clamp_length_max(1.0));
     app.replicate::<Transform>()
         .quantize(TransformCodec::flat(512.0, 1.0 / 64.0))

@@ -383,7 +383,7 @@ struct Rtt {
 
 /// So many samples in a row of less than half the smoothed round trip, and it is over what made it long: one side drew
 /// a frame a second, say. A round trip cannot be measured too short.
-const SHORTER_SAMPLES: u32 = 4;
+const SHORTER_SAMPLES: u32 = 3;
 
 impl Rtt {
     fn new(now: Duration, sample: Duration) -> Self {
@@ -407,7 +407,8 @@ impl Rtt {
         self.min_now = self.min_now.min(sample);
 
         let (mut times, mut longest) = self.shorter;
-        if sample < self.smoothed / 2 {
+        let is_usual = self.smoothed.saturating_sub(sample) <= self.deviation * 3;
+        if sample < self.smoothed / 2 && !is_usual {
             (times, longest) = (times + 1, longest.max(sample));
         } else {
             (times, longest) = (0, Duration::ZERO);
