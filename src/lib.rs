@@ -80,12 +80,7 @@
 //! /// The game, the same on both sides.
 //! fn game(app: &mut App) {
 //!     app.add_input::<Steer>()
-//!         .accumulate(|tick, frame| {
-//!             // A key counts that was down in any frame since the last tick.
-//!             if frame.0 != Vec2::ZERO {
-//!                 tick.0 = frame.0;
-//!             }
-//!         })
+//!         .accumulate(|tick, frame| tick.0 += frame.0) // a key counts in whichever frame it was down
 //!         .validate(|steer| steer.0 = steer.0.clamp_length_max(1.0));
 //!     app.replicate::<Transform>()
 //!         .quantize(TransformCodec::flat(512.0, 1.0 / 64.0))
