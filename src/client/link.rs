@@ -242,7 +242,7 @@ fn receive_datagrams(
                 ChunkKind::Goodbye => farewell = serial::decode(body).ok(),
                 ChunkKind::Taken => taken_now = Taken::decode(body).ok().map(|(taken, _)| taken),
                 // One that a snapshot has overtaken is undone when that is applied.
-                ChunkKind::Standstill => *standstill = tick_of_standstill(body).or(*standstill),
+                ChunkKind::Standstill => note_standstill(standstill, body),
                 ChunkKind::Inputs | ChunkKind::Renet | ChunkKind::Message | ChunkKind::Part => {}
             },
         );
@@ -277,9 +277,11 @@ fn receive_datagrams(
     }
 }
 
-fn tick_of_standstill(body: &[u8]) -> Option<Tick> {
-    let bytes = body.try_into().ok()?;
-    Some(Tick(u32::from_le_bytes(bytes)))
+fn note_standstill(standstill: &mut Option<Tick>, body: &[u8]) {
+    if let Ok(bytes) = body.try_into() {
+        let tick = Tick(u32::from_le_bytes(bytes));
+        *standstill = Some(standstill.map_or(tick, |before| before.latest(tick)));
+    }
 }
 
 /// Tells the game which of its messages were taken, for those types that ask for it.

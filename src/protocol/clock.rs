@@ -181,6 +181,8 @@ const SPARE_AFTER_STANDSTILL: f64 = 1.0;
 const TREND_WINDOW: usize = 40;
 /// Reports of so much time make one point of the trend.
 const TREND_POINT: Duration = Duration::from_millis(500);
+/// For each tick per second by which the client's clock falls behind, it is so many ticks further ahead.
+const SPARE_PER_TREND: f64 = 0.75;
 /// With fewer points in each half of the window, there is no telling.
 const MIN_TREND_POINTS: usize = 3;
 /// Clocks that differ by more than 8 % are no clocks, in ticks per second at 60 Hz.
@@ -308,6 +310,10 @@ impl ClockSync {
         let server = f64::from(server_tick.distance_from(self.zero));
         let mut guess = self.present(now) - server - self.in_ticks(rtt) - 1.0;
         if let Standstill::Yes { guess: before } = self.standstill {
+            if before.is_none() {
+                // Nobody knows how long it stood still, so phases from before say nothing about now.
+                self.phases.fill(None);
+            }
             let stood = before.map_or(0.0, |before| {
                 (guess - before - SPARE_AFTER_STANDSTILL).max(0.0)
             });
@@ -368,12 +374,11 @@ impl ClockSync {
     pub fn poll(&mut self, now: Duration, client_tick: Tick, overstep: f32) -> Adjustment {
         let position = f64::from(client_tick.distance_from(self.zero)) + f64::from(overstep);
         let phase = position - self.present(now);
-        self.note_phase(client_tick, phase);
         let run = |speed| Adjustment { speed, snap: None };
-
         if matches!(self.standstill, Standstill::Yes { .. }) {
             return run(0.0);
         }
+        self.note_phase(client_tick, phase);
         let Some(wanted) = self.wanted_phase(now) else {
             return run(1.0);
         };
@@ -528,7 +533,9 @@ impl ClockSync {
     fn wanted_phase(&mut self, now: Duration) -> Option<f64> {
         let spare = f64::from(self.settings.spare_ticks);
         if let Some(base) = self.base(now) {
-            return Some(spare - base);
+            // A clock that falls behind all the time is late whenever that is taken for a little less than it is.
+            let falls_behind = (-self.trend.slope).max(0.0) * SPARE_PER_TREND;
+            return Some(spare + falls_behind.min(1.0) - base);
         }
         let guess = quantile(&mut self.scratch, self.guesses.iter().copied(), 0.5)?;
         Some(spare + self.guess_margin - guess)
@@ -691,6 +698,8 @@ mod tests {
         drift_ppm: f64,
         /// Seconds of true time.
         length: f64,
+        /// By which share frame times vary.
+        uneven_frames: f64,
         /// When the client's process is suspended, and for how long.
         client_stall: Option<(f64, f64)>,
         /// When the server's process is suspended, and for how long. Its ticks are then missing.
@@ -712,6 +721,7 @@ mod tests {
                 fps: 60.0,
                 drift_ppm: 0.0,
                 length: 60.0,
+                uneven_frames: 0.1,
                 client_stall: None,
                 server_stall: None,
                 pause: None,
@@ -877,8 +887,8 @@ mod tests {
                 .slow
                 .filter(|(from, to, _)| (*from..*to).contains(&now));
             let fps = slow.map_or(scenario.fps, |(_, _, fps)| fps);
-            // Frame times vary by a tenth.
-            next_frame += (0.9 + 0.2 * rng.f64()) / fps;
+            let uneven = scenario.uneven_frames;
+            next_frame += (1.0 - uneven + 2.0 * uneven * rng.f64()) / fps;
             let local = client_time(now);
             while let Some(datagram) = down.poll(now) {
                 let (header, body) = Header::decode(&datagram).expect("ours");
@@ -915,7 +925,8 @@ mod tests {
             let mut ticks_ran = false;
             if let Some(clock) = &mut clock {
                 // As Bevy does: no frame counts for more than a quarter of a second.
-                let delta = (now - last_frame.unwrap_or(now)).min(0.25);
+                let ran = (now - last_frame.unwrap_or(now)) * (1.0 + scenario.drift_ppm / 1e6);
+                let delta = ran.min(0.25);
                 overstep += delta / TICK * f64::from(speed);
                 while overstep >= 1.0 {
                     overstep -= 1.0;
@@ -1071,7 +1082,7 @@ mod tests {
 
     #[test]
     fn wall_clocks_that_drift_are_followed() {
-        for link in [CLEAN, ROUGH, FAR] {
+        for (link, uneven_frames) in [(CLEAN, 0.0), (CLEAN, 0.1), (ROUGH, 0.1), (FAR, 0.1)] {
             for fps in [20.0, 60.0, 144.0] {
                 for drift in [0.001, 0.005, 0.01, 0.02] {
                     for drift_ppm in [drift * 1e6, -drift * 1e6] {
@@ -1082,6 +1093,7 @@ mod tests {
                                 link,
                                 fps,
                                 drift_ppm,
+                                uneven_frames,
                                 ..Scenario::default()
                             });
                             late += outcome.late_ratio(8.0, 60.0) / runs as f64;
