@@ -392,7 +392,6 @@ fn a_client_at_a_frame_a_second_stays_and_steers_soon_after_it_has_sped_up() {
             steer(&mut net, ada, 0);
             net.run(Ticks(15));
             let moved = (place(&mut net.server) - before) / 0.125;
-            println!("{fps} fps: {moved} ticks after {waited} frames");
             if (13.0..=17.0).contains(&moved) {
                 break;
             }
