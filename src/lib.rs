@@ -167,6 +167,8 @@
 //! states its error, and an update then takes bits rather than bytes. References to entities are mapped if the
 //! component marks them with `#[entities]`.
 //!
+//! [What a copy is](guide::copies), in what order things happen to it, and what a game may do where, has a page of its own.
+//!
 //! Not everything fits a datagram. What is left out waits, and its claim grows with its
 //! [`Priority`](replication::Priority) until it is sent.
 //!
@@ -450,6 +452,7 @@
 pub mod blend;
 pub mod client;
 pub mod diagnostics;
+pub mod guide;
 #[cfg(not(target_family = "wasm"))]
 pub mod headless;
 pub mod histogram;

@@ -395,3 +395,47 @@ fn an_entity_is_drawn_from_its_first_snapshot_on() {
         net.run(Ticks(60));
     }
 }
+
+#[test]
+fn entities_that_a_byte_budget_leaves_out_of_some_snapshots_move_smoothly() {
+    // So little that each of the movers is in every fourth snapshot or so.
+    let config = ServerConfig {
+        max_snapshot_bytes: 200,
+        ..default()
+    };
+    let link = LinkConditions {
+        latency: Duration::from_millis(30),
+        ..default()
+    };
+    let mut net = TestNet::with_config(game, link, config);
+    let ada = net.join("Ada");
+    let world = net.server.world_mut();
+    for _ in 0..40 {
+        world.spawn((Replicated, Moment(0.0)));
+    }
+    net.run(Ticks(300));
+    let moments = |net: &mut TestNet| -> Vec<(Entity, f64)> {
+        let world = net.client(ada).world_mut();
+        let mut moments = world.query::<(Entity, &Moment)>();
+        let moments = moments.iter(world);
+        moments.map(|(entity, moment)| (entity, moment.0)).collect()
+    };
+    let mut before = moments(&mut net);
+    assert_eq!(before.len(), 40);
+    let (mut stood, mut frames) = (0, 0);
+    for _ in 0..300 {
+        net.run(Ticks(1));
+        let now = moments(&mut net);
+        for ((_, before), (_, now)) in before.iter().zip(&now) {
+            frames += 1;
+            stood += u32::from(now == before);
+            // The last known speed goes on, and is wrong by a little; but nothing catches up in leaps.
+            assert!((-2.0..=4.0).contains(&(now - before)), "{before} to {now}");
+        }
+        before = now;
+    }
+    assert!(
+        stood * 10 < frames,
+        "stood still in {stood} of {frames} frames"
+    );
+}

@@ -9,6 +9,7 @@ use std::cell::RefCell;
 use bevy::ecs::bundle::{BundleScratch, BundleWriter};
 use bevy::ecs::component::ComponentId as BevyId;
 use bevy::platform::cell::SyncCell;
+use bevy::platform::collections::HashSet;
 use bevy::prelude::*;
 use bevy::ptr::OwningPtr;
 use smallvec::SmallVec;
@@ -670,6 +671,19 @@ pub(super) fn reparent(world: &mut World, net: NetId, parent: Option<NetId>) {
     }
 }
 
+/// Gives a copy the server's parent, whatever this client's simulation has given it.
+pub(super) fn put_back(world: &mut World, net: NetId) {
+    let parent = parent_of(world, net);
+    let mirror = world.resource::<Mirror>();
+    let entity = mirror.locals.get(&net).map(|local| local.entity);
+    let current = entity.and_then(|entity| world.get::<ChildOf>(entity));
+    let current = current.map(ChildOf::parent);
+    if let Some(local) = world.resource_mut::<Mirror>().locals.get_mut(&net) {
+        local.parent = current;
+    }
+    reparent(world, net, parent);
+}
+
 /// Takes off what leads from `entity` down to `target`, which is to be its parent.
 fn break_cycle(world: &mut World, entity: Entity, target: Entity) {
     let mut below = target;
@@ -867,12 +881,19 @@ pub(super) fn parents_first(world: &World, mut nets: Vec<NetId>) -> Vec<NetId> {
 
 /// Tells those components again that name entities which are here now.
 pub(super) fn retell_names(world: &mut World, spawned: &[NetId], tick: Tick) {
+    let mut retold = Vec::new();
+    let references = &world.resource::<Mirror>().references;
     for &target in spawned {
-        let mirror = world.resource::<Mirror>();
-        for (holder, component) in mirror.references.of(target) {
-            if spawned.contains(&holder) {
-                continue;
-            }
+        let holders = references.of(target).into_iter();
+        retold.extend(holders.map(|(holder, component)| (holder, component, target)));
+    }
+    if retold.is_empty() {
+        return;
+    }
+    // Those that came with it could name it from the beginning.
+    let spawned: HashSet<_> = spawned.iter().copied().collect();
+    for (holder, component, target) in retold {
+        if !spawned.contains(&holder) {
             retell(world, holder, component, target, tick);
         }
     }
@@ -882,9 +903,7 @@ fn retell(world: &mut World, holder: NetId, component: ComponentId, target: NetI
     let mut mirror = world.resource_mut::<Mirror>();
     if component == mirror.child_of() {
         // One that is scheduled finds its parent when it is due.
-        let is_scheduled =
-            |it: &Scheduled| it.net == holder && matches!(it.event, Event::Parent(_));
-        if !mirror.scheduled.iter().any(is_scheduled) {
+        if !mirror.is_to_move(holder) {
             reparent(world, holder, Some(target));
         }
         return;

@@ -38,6 +38,8 @@ pub(crate) struct Mirror {
     pub(super) predicted: HashSet<NetId>,
     /// Those that the client's simulation has despawned, and what went with them.
     pub(super) despawned: HashSet<NetId>,
+    /// Those to which the client's simulation has given other parents, and when it last did.
+    pub(super) moved: HashMap<NetId, Tick>,
     /// Entities that wait for their parents before they are shown, and since when.
     pub(super) held: Vec<(NetId, Tick)>,
     pub(super) references: References,
@@ -207,6 +209,7 @@ impl Mirror {
             nets: HashMap::default(),
             predicted: HashSet::default(),
             despawned: HashSet::default(),
+            moved: HashMap::default(),
             held: Vec::new(),
             references: References::default(),
             naming: ComponentSet::default(),
@@ -267,6 +270,7 @@ impl Mirror {
         mirror.locals.clear();
         mirror.predicted.clear();
         mirror.despawned.clear();
+        mirror.moved.clear();
         mirror.held.clear();
         mirror.references = References::default();
         mirror.scheduled.clear();
@@ -390,6 +394,7 @@ impl Mirror {
         let local = self.locals.remove(&net)?;
         self.predicted.remove(&net);
         self.despawned.remove(&net);
+        self.moved.remove(&net);
         self.unconfirmed.remove(&net);
         self.references.forget(net, local.told);
         Some(local)
@@ -413,6 +418,12 @@ impl Mirror {
     pub fn is_scheduled(&self, net: NetId, event: Event) -> bool {
         let mut scheduled = self.scheduled.iter();
         scheduled.any(|scheduled| scheduled.net == net && scheduled.event == event)
+    }
+
+    /// Whether another parent is scheduled for an entity.
+    pub fn is_to_move(&self, net: NetId) -> bool {
+        let mut scheduled = self.scheduled.iter();
+        scheduled.any(|it| it.net == net && matches!(it.event, Event::Parent(_)))
     }
 
     /// What is scheduled for an entity happens no more: what would have been taken from it is on it still.

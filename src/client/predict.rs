@@ -62,7 +62,9 @@ impl Plugin for PredictionPlugin {
         .add_systems(FixedLast, |mut simulating: ResMut<Simulating>| {
             simulating.0 = false
         })
-        .add_observer(note_despawn);
+        .add_observer(note_despawn)
+        .add_observer(note_parent::<Insert>)
+        .add_observer(note_parent::<Remove>);
         early::install(app);
     }
 }
@@ -96,6 +98,20 @@ fn note_despawn(
     {
         local.gone_since = Some(tick.0);
         mirror.despawned.insert(net);
+    }
+}
+
+/// A parent that the simulation gives a copy, or takes from it, is a prediction: the server has the last word.
+fn note_parent<E: EntityEvent>(
+    event: On<E, ChildOf>,
+    simulating: Res<Simulating>,
+    tick: Res<CurrentTick>,
+    mirror: Option<ResMut<Mirror>>,
+) {
+    if let Some(mut mirror) = mirror.filter(|_| simulating.0)
+        && let Some(net) = mirror.net_id(event.event_target())
+    {
+        mirror.moved.insert(net, tick.0);
     }
 }
 
@@ -423,6 +439,7 @@ pub(super) fn reconcile(world: &mut World) {
     }
     let now = world.resource::<CurrentTick>().0;
     revive(world, now);
+    put_back_parents(world);
     if let Some(mistakes) = find_mistakes(world, &entries, now) {
         correct(world, &entries, &mistakes, now);
     }
@@ -484,6 +501,24 @@ fn revive(world: &mut World, now: Tick) {
         .collect();
     if !mistaken.is_empty() {
         copies::respawn(world, mistaken);
+    }
+}
+
+/// Gives copies the server's parents again where this client's simulation has given them others.
+fn put_back_parents(world: &mut World) {
+    let mirror = &mut *world.resource_mut::<Mirror>();
+    let replica = &mirror.replica;
+    let judged = mirror.moved.extract_if(|net, moved| {
+        let confirmed = replica.confirmed(*net);
+        confirmed.is_none_or(|confirmed| confirmed.is_newer_than(*moved))
+    });
+    let mut judged: Vec<_> = judged.map(|(net, _)| net).collect();
+    judged.sort_unstable();
+    for net in judged {
+        // One that is scheduled is set when it is due.
+        if !world.resource::<Mirror>().is_to_move(net) {
+            copies::put_back(world, net);
+        }
     }
 }
 

@@ -503,3 +503,56 @@ fn who_owns_and_predicts_may_change_again_and_again() {
         assert_eq!(at.contains::<Interpolated>(), !is_predicted, "seed {seed}");
     }
 }
+
+/// On a client whose simulation hangs things elsewhere than the server does.
+#[derive(Resource)]
+struct Grabs(bool);
+
+fn grab(
+    things: Query<(Entity, Has<ChildOf>), With<Tag>>,
+    ships: Query<Entity, (With<Ship>, With<Predicted>)>,
+    grabs: Option<Res<Grabs>>,
+    mut commands: Commands,
+) {
+    let (Some(grabs), Ok(ship)) = (grabs, ships.single()) else {
+        return;
+    };
+    for (thing, has_parent) in &things {
+        match (grabs.0, has_parent) {
+            (true, false) => drop(commands.entity(thing).insert(ChildOf(ship))),
+            (false, true) => drop(commands.entity(thing).remove::<ChildOf>()),
+            _ => {}
+        }
+    }
+}
+
+fn grabbing(app: &mut App) {
+    ships(app);
+    app.add_systems(FixedUpdate, grab.after(believe));
+}
+
+#[test]
+fn a_parent_that_only_a_clients_simulation_gives_or_takes_is_put_back() {
+    for by in [PredictedBy::Nobody, PredictedBy::Everyone] {
+        for seed in 0..3 {
+            let (mut net, ada) = with_ada(grabbing, lossy(seed));
+            let ship = ship(&mut net);
+            let thing = spawn(&mut net, (Tag(1), by, Place(1.0)));
+            net.run(Ticks(60));
+            for grabs in [true, false] {
+                net.client(ada).insert_resource(Grabs(grabs));
+                net.run(Ticks(3));
+                let predicted = value::<ChildOf>(&mut net, ada, 1).is_some();
+                assert_eq!(predicted, grabs, "{by:?}, seed {seed}: at once");
+                net.client(ada).world_mut().remove_resource::<Grabs>();
+                net.run(Ticks(120));
+                let put_back = value::<ChildOf>(&mut net, ada, 1).is_some();
+                assert_eq!(put_back, !grabs, "{by:?}, seed {seed}");
+                // Next, the server does what the client had believed.
+                let mut thing = net.server.world_mut().entity_mut(thing);
+                thing.insert(ChildOf(ship));
+                net.run(Ticks(120));
+            }
+        }
+    }
+}

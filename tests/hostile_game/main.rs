@@ -15,6 +15,8 @@ mod check;
 mod game;
 mod mischief;
 
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
 use std::collections::HashSet;
 use std::time::Duration;
 
@@ -163,6 +165,23 @@ impl Match {
         panic!("{what}: {differences:#?}");
     }
 
+    /// All connect, play, and leave again.
+    fn play_round(&mut self, seed: u64) {
+        for n in 0..=self.clients.len() {
+            let mischief = Mischief::new(Rng::with_seed(seed), 0.01);
+            self.app(n).insert_resource(mischief);
+        }
+        for n in 0..self.clients.len() {
+            self.net.connect(self.clients[n]);
+        }
+        self.step(60);
+        self.set_quiet(false);
+        self.step(100);
+        self.set_quiet(true);
+        self.settle("after quiet");
+        self.end();
+    }
+
     /// Everybody leaves, and everything goes.
     fn end(&mut self) {
         for n in 0..self.clients.len() {
@@ -265,6 +284,10 @@ impl Drop for Naming {
 
 fn play(seed: u64) {
     let _naming = Naming(seed);
+    if std::env::var_os("HOSTILE_LOG").is_some() {
+        // Bevy may abort: a command that fails while a panic unwinds panics again.
+        eprintln!("HOSTILE_SEED={seed} begins");
+    }
     mischief::LOG.with_borrow_mut(Vec::clear);
     game::MARKED_ANEW.with_borrow_mut(HashSet::clear);
     Match::new(seed).play();
@@ -299,6 +322,52 @@ fn a_hostile_game_harms_nobody_even() {
 #[test]
 fn a_hostile_game_harms_nobody_odd() {
     play_share(1, 2);
+}
+
+/// Counts what the calling thread holds.
+struct Counting;
+
+thread_local! {
+    static HELD: Cell<isize> = const { Cell::new(0) };
+}
+
+fn count(bytes: isize) {
+    // Threads that end may allocate when their counters are gone.
+    let _ = HELD.try_with(|held| held.set(held.get() + bytes));
+}
+
+// SAFETY: everything is handed on to the system's allocator as it came.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, memory: Layout) -> *mut u8 {
+        count(memory.size() as isize);
+        // SAFETY: the caller keeps the contract of `alloc`.
+        unsafe { System.alloc(memory) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, memory: Layout) {
+        count(-(memory.size() as isize));
+        // SAFETY: the pointer came from `alloc` above, so from the system's allocator.
+        unsafe { System.dealloc(pointer, memory) }
+    }
+}
+
+#[global_allocator]
+static COUNTING: Counting = Counting;
+
+#[test]
+fn matches_leave_no_memory_behind() {
+    let _naming = Naming(7);
+    let mut game = Match::new(7);
+    let mut held = Vec::new();
+    for _ in 0..24 {
+        // The same each time, so that Bevy's own tables are as large as they get after the first.
+        game.play_round(11);
+        mischief::LOG.with_borrow_mut(|log| *log = Vec::new());
+        game::MARKED_ANEW.with_borrow_mut(|anew| *anew = HashSet::new());
+        held.push(HELD.get());
+    }
+    let growth = held[23] - held[7];
+    assert!(growth < 100_000, "16 matches keep {growth} bytes: {held:?}");
 }
 
 /// A connector's link, made by hand.

@@ -354,9 +354,12 @@ fn spawn(world: &mut World, rng: &mut Rng) -> String {
     let tag = next.0;
     let things = all::<With<Tag>>(world);
     let thing = world.spawn((Replicated, Tag(tag), Kind(rng.u8(..)))).id();
+    // An observer may have despawned it by now.
     if rng.bool() {
         let place = Place(rng.f32() * 800.0 + 100.0);
-        world.entity_mut(thing).insert((Body(1), place));
+        if let Ok(mut thing) = world.get_entity_mut(thing) {
+            thing.insert((Body(1), place));
+        }
     }
     for _ in 0..rng.usize(..6) {
         change(world, rng, thing);
