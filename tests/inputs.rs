@@ -339,7 +339,6 @@ fn a_target_that_the_server_does_not_have_is_nobody_and_never_a_stranger() {
 #[should_panic(expected = "register it with `add_mapped_input`")]
 fn a_plain_input_that_names_an_entity_is_refused_at_registration() {
     #[derive(Clone, Default, Serialize, Deserialize)]
-    #[expect(dead_code, reason = "only read")]
     enum Order {
         #[default]
         Wait,

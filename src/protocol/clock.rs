@@ -1027,7 +1027,8 @@ mod tests {
                 "{name}: snapped at {:?}",
                 outcome.snaps
             );
-            assert!(outcome.swings_per_s(3.0) < 0.1, "{name}: the speed swings");
+            let swings = outcome.swings_per_s(3.0);
+            assert!(swings < 0.1, "{name}: the speed swings {swings} times/s");
             assert!(
                 outcome
                     .speeds
