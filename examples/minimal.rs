@@ -29,7 +29,7 @@ fn main() -> AppExit {
     app.run()
 }
 
-/// What the player does in one tick: a direction, at most 1 long.
+/// What the player does in one tick: a direction, at most 1 long. A key counts in whichever frame it was down.
 #[derive(Default, Clone, Serialize, Deserialize)]
 struct Steer(Vec2);
 
@@ -40,6 +40,7 @@ struct Square(f32);
 /// The game, the same on both sides.
 fn game(app: &mut App) {
     app.add_input::<Steer>()
+        .accumulate(|tick, frame| tick.0 += frame.0)
         .validate(|steer| steer.0 = steer.0.clamp_length_max(1.0));
     app.replicate::<Transform>()
         .quantize(TransformCodec::flat(512.0, 1.0 / 64.0))

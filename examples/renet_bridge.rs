@@ -142,6 +142,7 @@ struct Boat(f32);
 
 fn game(app: &mut App) {
     app.add_input::<Row>()
+        .accumulate(|tick, frame| tick.0 = frame.0)
         .validate(|row| row.0 = row.0.clamp(-1, 1));
     app.replicate::<Boat>().predict();
     app.add_systems(FixedUpdate, row);

@@ -38,6 +38,7 @@ use crate::client::{
     ClientStats, Connected, Connection, ConnectionState, Disconnect, Disconnected,
 };
 use crate::identity::Identity;
+use crate::input::Sampled;
 use crate::message::{
     FromClient, FromServer, NetMessage, Target, ToClients, ToServer, Undeliverable,
 };
@@ -133,7 +134,7 @@ fn join(world: &mut World, name: &str) {
 }
 
 /// Samples the local player's inputs and puts them on what they own, checked like everybody's.
-fn steer(world: &mut World, mut bytes: Local<Vec<u8>>) {
+fn steer(world: &mut World, mut sampled: Local<Sampled>) {
     let Some(&Host(session)) = world.get_resource::<Host>() else {
         return;
     };
@@ -143,9 +144,9 @@ fn steer(world: &mut World, mut bytes: Local<Vec<u8>>) {
     let owned: Vec<_> = owned.iter().collect();
     world.resource_scope(|world, registry: Mut<Registry>| {
         for entry in registry.inputs.iter() {
-            bytes.clear();
-            (entry.sample)(world, &mut bytes);
-            if let Err(error) = (entry.apply)(world, &owned, &bytes) {
+            sampled.clear();
+            (entry.sample)(world, &|_| None, &mut sampled);
+            if let Err(error) = (entry.apply)(world, &owned, &sampled.own, None) {
                 error_once!("an input cannot be read back: {error}");
             }
         }

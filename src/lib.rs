@@ -80,6 +80,7 @@
 //! /// The game, the same on both sides.
 //! fn game(app: &mut App) {
 //!     app.add_input::<Steer>()
+//!         .accumulate(|tick, frame| tick.0 += frame.0) // a key counts in whichever frame it was down
 //!         .validate(|steer| steer.0 = steer.0.clamp_length_max(1.0));
 //!     app.replicate::<Transform>()
 //!         .quantize(TransformCodec::flat(512.0, 1.0 / 64.0))
@@ -156,6 +157,12 @@
 //! In `FixedUpdate`, `Res<Time>` is a function of the tick: `delta` is its length, and `elapsed` is the same on both
 //! sides.
 //!
+//! When the server's game stands still (`Time<Virtual>` is paused), its clients stay: messages, joins and kicks go on in
+//! real time, and clients are told to stand still with it. What the game changes meanwhile (it despawns something, or
+//! moves a player to another room) reaches them, and each snapshot that takes is counted as a tick in which nothing is
+//! simulated. While the server's game stands still, so does a client's `Time<Virtual>`: a menu that is to move then uses
+//! `Time<Real>`.
+//!
 //! ## Replicated entities
 //!
 //! The server marks an entity as [`Replicated`](replication::Replicated). Clients that see it get a copy with the
@@ -176,11 +183,16 @@
 //!
 //! ## Inputs
 //!
-//! A client's game writes [`LocalInput<I>`](input::LocalInput). It is sampled once per tick, sent until the server has
-//! it, and put on the entities that the player owns as [`Input<I>`](input::Input), on both sides in the same tick.
-//! Where an input is missing, the server repeats the last one. It takes inputs only for what the
-//! session [owns](replication::OwnedBy), and [`validate`](registry::InputRegistration::validate) lets it clamp what no
-//! honest client sends.
+//! A client's game writes [`LocalInput<I>`](input::LocalInput) in every frame. What the frames since the last tick have
+//! said becomes the tick's input, as [`accumulate`](registry::InputRegistration::accumulate) and
+//! [`tap`](registry::InputRegistration::tap) have it: what is held counts in each tick, and what is tapped in exactly
+//! one, at 20 frames a second as at 240. See [`input`].
+//!
+//! The tick's input is sent until the server has it, and put on the entities that the player owns as
+//! [`Input<I>`](input::Input), on both sides in the same tick. Where an input is missing, the server repeats the last
+//! one. It takes inputs only for what the session [owns](replication::OwnedBy), and
+//! [`validate`](registry::InputRegistration::validate) lets it clamp what no honest client sends. An input that names an
+//! entity (a target, say) is registered with [`add_mapped_input`](registry::TandemApp::add_mapped_input).
 //!
 //! ## Prediction, and the rules for it
 //!
@@ -463,6 +475,7 @@ pub mod input;
 mod mailbox;
 pub mod message;
 mod peer;
+mod probe;
 pub mod protocol;
 pub mod registry;
 pub mod replication;

@@ -80,6 +80,8 @@ pub(crate) enum ChunkKind {
     Taken,
     /// On streams: a channel's number, with [`LAST_PART`] for the last, and a part of a message.
     Part,
+    /// The server's tick, four bytes: its game stands still there.
+    Standstill,
 }
 
 /// Where datagrams go.
@@ -765,6 +767,7 @@ impl ChunkKind {
             Self::Message,
             Self::Taken,
             Self::Part,
+            Self::Standstill,
         ]
         .get(usize::from(byte))
         .copied()

@@ -15,6 +15,7 @@ use crate::blend::Blend;
 use crate::client;
 use crate::input::{self, NetInput};
 use crate::message::{self, Channel, NetMessage};
+use crate::probe::names_entities;
 use crate::protocol::archive::Archive;
 use crate::protocol::layout::{ComponentId, Layout, Layouts, NetId};
 use crate::protocol::limits::Traffic;
@@ -58,12 +59,38 @@ pub trait TandemApp {
     where
         C: Component<Mutability = Mutable> + Clone + Serialize + DeserializeOwned;
 
-    /// Adds what a player does in one tick.
+    /// Adds what a player does in one tick; [`InputRegistration`] says how it is made of what frames say.
+    ///
+    /// # Panics
+    ///
+    /// When `I` is registered twice, when the app already runs, or when `I` names an entity, as far as that can be seen:
+    /// that is [`Self::add_mapped_input`]'s.
+    fn add_input<I: NetInput>(&mut self) -> InputRegistration<'_, I>;
+
+    /// Like [`Self::add_input`], for inputs that name entities (a target, say): the server gets its own, and
+    /// [`Entity::PLACEHOLDER`] where it does not have one any more. The player's client simulates with its own.
+    ///
+    /// ```
+    /// # use bevy::ecs::entity::MapEntities;
+    /// # use bevy::prelude::*;
+    /// # use bevy_tandem::prelude::*;
+    /// # use serde::{Deserialize, Serialize};
+    /// #[derive(Clone, Default, Serialize, Deserialize, MapEntities)]
+    /// struct Attack {
+    ///     #[entities]
+    ///     target: Option<Entity>,
+    /// }
+    ///
+    /// fn game(app: &mut App) {
+    ///     app.add_mapped_input::<Attack>();
+    /// }
+    /// # game(&mut App::new());
+    /// ```
     ///
     /// # Panics
     ///
     /// When `I` is registered twice, or when the app already runs.
-    fn add_input<I: NetInput>(&mut self) -> InputRegistration<'_, I>;
+    fn add_mapped_input<I: NetInput + MapEntities>(&mut self) -> InputRegistration<'_, I>;
 
     /// The registrations, to go on from: `app.protocol().add_message::<Chat>(Channel::ReliableOrdered)`.
     ///
@@ -89,13 +116,22 @@ impl TandemApp for App {
     }
 
     fn add_input<I: NetInput>(&mut self) -> InputRegistration<'_, I> {
-        let entry = input::entry::<I>();
-        self.init_resource::<input::InputRule<I>>();
-        Registry::of(self).push_input(entry);
-        InputRegistration {
-            app: self,
-            input: PhantomData,
-        }
+        assert!(
+            !names_entities::<I>(),
+            "`{}` names an entity, which is another one on the server; register it with `add_mapped_input`",
+            type_name::<I>(),
+        );
+        register_input(self, input::InputRule::default())
+    }
+
+    fn add_mapped_input<I: NetInput + MapEntities>(&mut self) -> InputRegistration<'_, I> {
+        register_input(
+            self,
+            input::InputRule {
+                map: Some(message::map_entities),
+                ..default()
+            },
+        )
     }
 
     fn protocol(&mut self) -> Protocol<'_> {
@@ -120,6 +156,11 @@ impl<'a> Protocol<'a> {
     /// See [`TandemApp::add_input`].
     pub fn add_input<I: NetInput>(self) -> InputRegistration<'a, I> {
         self.app.add_input()
+    }
+
+    /// See [`TandemApp::add_mapped_input`].
+    pub fn add_mapped_input<I: NetInput + MapEntities>(self) -> InputRegistration<'a, I> {
+        self.app.add_mapped_input()
     }
 
     /// Adds a message that either side may send: [`ToServer`](crate::message::ToServer) and
@@ -280,6 +321,11 @@ impl<'a, C: Component + Clone> Registration<'a, C> {
         self.app.add_input()
     }
 
+    /// See [`TandemApp::add_mapped_input`].
+    pub fn add_mapped_input<I: NetInput + MapEntities>(self) -> InputRegistration<'a, I> {
+        self.app.add_mapped_input()
+    }
+
     /// See [`Protocol::add_message`].
     pub fn add_message<M: NetMessage>(self, channel: Channel) -> MessageRegistration<'a> {
         self.protocol().add_message::<M>(channel)
@@ -339,25 +385,57 @@ pub struct InputRegistration<'a, I> {
 
 impl<'a, I: NetInput> InputRegistration<'a, I> {
     /// Lets the server check every input before it is used: clamp what is out of range.
-    pub fn validate(self, clamp: fn(&mut I)) -> Self {
-        self.app
-            .world_mut()
-            .resource_mut::<input::InputRule<I>>()
-            .clamp = Some(clamp);
+    pub fn validate(mut self, clamp: fn(&mut I)) -> Self {
+        self.rule().clamp = Some(clamp);
         self
     }
 
-    /// For inputs that name entities: each side finds its own, and [`Entity::PLACEHOLDER`] where there is none (any
-    /// more). Without it, entities in inputs mean nothing at the other side.
-    pub fn map_entities(self) -> Self
-    where
-        I: MapEntities,
-    {
-        self.app
-            .world_mut()
-            .resource_mut::<input::InputRule<I>>()
-            .map = Some(message::map_entities);
+    /// Says how what frames say becomes the input of a tick: `accumulate(tick, frame)` adds a frame to what the next tick
+    /// will use, which begins as the default. Without it, the newest frame counts.
+    ///
+    /// For what is *held*: sticks, and keys read with `pressed`. It is called for every frame, so that a key counts
+    /// which was down in any of them. Where a frame has several ticks it is called for each of them, with the same frame,
+    /// since what is held goes on; [`Frame::is_new`](input::Frame::is_new) tells the first, for what is summed up (how
+    /// far a mouse has moved). Keys read with `just_pressed` are for [`Self::tap`].
+    ///
+    /// ```
+    /// # use bevy::prelude::*;
+    /// # use bevy_tandem::prelude::*;
+    /// # #[derive(Clone, Default, serde::Serialize, serde::Deserialize)]
+    /// # struct Look { run: Vec2, shoots: bool, turn: Vec2 }
+    /// # let mut app = App::new();
+    /// app.add_input::<Look>().accumulate(|tick, frame| {
+    ///     tick.run = frame.run;
+    ///     tick.shoots |= frame.shoots;
+    ///     if frame.is_new() {
+    ///         tick.turn += frame.turn;
+    ///     }
+    /// });
+    /// ```
+    pub fn accumulate(mut self, accumulate: fn(&mut I, input::Frame<I>)) -> Self {
+        self.rule().accumulate = Some(accumulate);
         self
+    }
+
+    /// Names a field that counts once: true in some frame, it is true in exactly one tick, the next. For keys read with
+    /// `just_pressed`, at whatever frame rate: `tap(|control| &mut control.jumps)`. Call it for each such field.
+    pub fn tap(mut self, field: fn(&mut I) -> &mut bool) -> Self {
+        self.rule().taps.push(field);
+        self
+    }
+
+    /// See [`TandemApp::add_input`].
+    pub fn add_input<J: NetInput>(self) -> InputRegistration<'a, J> {
+        self.app.add_input()
+    }
+
+    /// See [`TandemApp::add_mapped_input`].
+    pub fn add_mapped_input<J: NetInput + MapEntities>(self) -> InputRegistration<'a, J> {
+        self.app.add_mapped_input()
+    }
+
+    fn rule(&mut self) -> Mut<'_, input::InputRule<I>> {
+        self.app.world_mut().resource_mut()
     }
 
     /// Ends this registration; the app is free for others.
@@ -602,33 +680,6 @@ impl<C: Component + Clone> ComponentRule<C> {
     }
 }
 
-/// How this app finds network ids of its entities, and the other way around. Whoever replicates says so.
-#[derive(Resource, Clone, Copy)]
-pub(crate) struct Naming {
-    pub nets: fn(&World, Entity) -> Option<NetId>,
-    pub locals: fn(&World, NetId) -> Option<Entity>,
-}
-
-impl Naming {
-    /// What travels in the place of an entity.
-    pub fn to_net(world: &World, entity: Entity) -> Entity {
-        let naming = world.get_resource::<Self>();
-        let nets = |entity| (naming?.nets)(world, entity);
-        ToNet { nets: &nets }.get_mapped(entity)
-    }
-
-    /// The entity of this app for what has travelled.
-    pub fn from_net(world: &World, reference: Entity) -> Entity {
-        let naming = world.get_resource::<Self>();
-        let locals = |net| (naming?.locals)(world, net);
-        let mut from_net = FromNet {
-            locals: &locals,
-            unknown: &mut |_| {},
-        };
-        from_net.get_mapped(reference)
-    }
-}
-
 /// Maps entities of this app to their network ids, on the way out.
 pub(crate) struct ToNet<'a> {
     pub nets: &'a dyn Fn(Entity) -> Option<NetId>,
@@ -763,10 +814,10 @@ impl Registry {
             .components
             .iter()
             .map(|entry| (entry.describe)(world));
-        let inputs = registry
-            .inputs
-            .iter()
-            .map(|entry| format!("input {}", without_crates(entry.name)));
+        let inputs = registry.inputs.iter().map(|entry| {
+            let mapped = if entry.is_mapped { ", mapped" } else { "" };
+            format!("input {}{mapped}", without_crates(entry.name))
+        });
         let messages = registry.messages.iter().map(|entry| {
             format!(
                 "message {} on {:?}",
@@ -859,6 +910,20 @@ where
         encode: serial::encode::<C>,
     });
 }
+
+fn register_input<I: NetInput>(
+    app: &mut App,
+    rule: input::InputRule<I>,
+) -> InputRegistration<'_, I> {
+    let entry = input::entry::<I>(rule.map.is_some());
+    Registry::of(app).push_input(entry);
+    app.insert_resource(rule);
+    InputRegistration {
+        app,
+        input: PhantomData,
+    }
+}
+
 /// A type's name without the crates in it.
 ///
 /// Server and client are often two binaries that share a module, and each is a crate of its own: their

@@ -675,7 +675,7 @@ fn only_so_many_messages_wait_and_all_are_told_in_order() {
     let mut told_by_then = 0;
     for n in 0..COUNT {
         tell(&mut net, Target::All, Hit { whom, tag: n });
-        if n % 60 == 0 {
+        if n % 30 == 0 {
             net.run(Ticks(1));
         }
         if n + 1 == COUNT {

@@ -369,7 +369,7 @@ struct Picked(Vec<Entity>);
 
 fn game_with_input(app: &mut App) {
     game(app);
-    app.add_input::<Pick>().map_entities();
+    app.add_mapped_input::<Pick>();
     app.init_resource::<Picked>().add_systems(
         FixedUpdate,
         |inputs: Query<&Input<Pick>>, mut picked: ResMut<Picked>| {

@@ -155,7 +155,11 @@ pub struct Echo {
 
 /// What both sides must agree on: what is sent, how, and how the world moves.
 pub fn game(app: &mut App) {
-    app.add_input::<Pilot>();
+    app.add_input::<Pilot>().accumulate(|tick, frame| {
+        // A key counts that was down in any frame since the last tick.
+        tick.keys |= frame.keys;
+        tick.aim = frame.aim;
+    });
     app.replicate::<Transform>()
         .quantize(
             TransformCodec::flat(64.0, GRID / 2.0)

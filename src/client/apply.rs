@@ -16,7 +16,7 @@ use super::predict;
 use super::stats::ClientStats;
 use crate::protocol::layout::NetId;
 use crate::protocol::replica::{Change, SnapshotError, Taken};
-use crate::registry::{ComponentRule, Naming, Registry};
+use crate::registry::{ComponentRule, Registry};
 use crate::replication::SpawnKey;
 use crate::schedule::{CurrentTick, TandemSystems};
 use crate::tick::{Tick, Ticks};
@@ -39,10 +39,7 @@ impl Plugin for ReplicationPlugin {
         let layouts = Registry::freeze(app);
         copies::register(app.world_mut());
         let mirror = Mirror::new(app.world_mut(), layouts);
-        app.insert_resource(mirror).insert_resource(Naming {
-            nets: |world, entity| world.resource::<Mirror>().net_id(entity),
-            locals: |world, net| world.resource::<Mirror>().entity(net),
-        });
+        app.insert_resource(mirror);
         for entry in app.world().resource::<Registry>().components.clone().iter() {
             (entry.install_client)(app);
         }
@@ -105,6 +102,8 @@ fn take_note(world: &mut World, Taken { header, complete }: Taken) {
     }
     let now = world.resource::<Time<Real>>().elapsed();
     world.resource_scope(|world, mut link: Mut<Link>| {
+        let goes_on = |still: Tick| header.tick.is_newer_than(still);
+        link.standstill = link.standstill.filter(|&still| !goes_on(still));
         let rtt = link.peer.acks.rtt().unwrap_or_default();
         let jitter = link.peer.acks.jitter().unwrap_or_default();
         link.timeline.set_send_interval(Ticks(
@@ -114,8 +113,12 @@ fn take_note(world: &mut World, Taken { header, complete }: Taken) {
                 .clamp(1, 60)
                 .cast_unsigned(),
         ));
-        link.timeline
-            .handle_snapshot(now, header.tick, header.previous);
+        match link.standstill {
+            Some(_) => link.timeline.handle_snapshot_in_standstill(header.tick),
+            None => link
+                .timeline
+                .handle_snapshot(now, header.tick, header.previous),
+        }
         let mut stats = world.resource_mut::<ClientStats>();
         stats.snapshots += 1;
         let (mut margin, mut newest) = (None, None);
@@ -133,8 +136,10 @@ fn take_note(world: &mut World, Taken { header, complete }: Taken) {
                 .handle_ack(newest);
         }
         if link.is_synchronised {
-            link.clock
-                .handle_snapshot(now, header.tick, margin, newest, rtt, jitter);
+            if link.standstill.is_none() {
+                link.clock
+                    .handle_snapshot(now, header.tick, margin, newest, rtt, jitter);
+            }
         } else {
             world.resource_mut::<CurrentTick>().0 = link.clock.start(header.tick, rtt, jitter);
             link.is_synchronised = true;

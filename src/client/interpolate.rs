@@ -128,6 +128,9 @@ fn advance(
     mut playhead: ResMut<Playhead>,
     mut stats: ResMut<ClientStats>,
 ) {
+    if link.standstill.is_some() {
+        link.timeline.stand_still();
+    }
     playhead.0 = link.timeline.advance(real.elapsed());
     if let Some(playback) = playhead.0 {
         stats.interpolation_delay = playback.delay;

@@ -61,6 +61,8 @@ pub(super) struct Link {
     datagrams: Vec<Arrival>,
     /// How it has ended. What came before still counts, so the game is told later in the frame.
     pub lost: Option<DisconnectReason>,
+    /// The server's tick, while its game stands still there.
+    pub standstill: Option<Tick>,
 }
 
 /// What belongs to the session, and goes on over the next link.
@@ -130,6 +132,7 @@ pub(super) fn begin(world: &mut World, transport: Box<dyn ClientTransport>) {
         clock: ClockSync::new(ClockSettings { tick, ..default() }),
         is_synchronised: false,
         timeline: Timeline::new(TimelineSettings { tick, ..default() }),
+        standstill: None,
         datagrams: Vec::new(),
         lost: None,
     });
@@ -211,6 +214,7 @@ fn receive_datagrams(
         datagrams,
         snapshots,
         last_heard,
+        standstill,
         ..
     } = link;
     transport.receive_timed(now, datagrams);
@@ -234,6 +238,8 @@ fn receive_datagrams(
                 ChunkKind::Snapshot => snapshot = Some(body.to_vec()),
                 ChunkKind::Goodbye => farewell = serial::decode(body).ok(),
                 ChunkKind::Taken => taken_now = Taken::decode(body).ok().map(|(taken, _)| taken),
+                // One that a snapshot has overtaken is undone when that is applied.
+                ChunkKind::Standstill => note_standstill(standstill, body),
                 ChunkKind::Inputs | ChunkKind::Renet | ChunkKind::Message | ChunkKind::Part => {}
             },
         );
@@ -266,6 +272,13 @@ fn receive_datagrams(
             reason => reason.into(),
         }),
         _ => Ok(()),
+    }
+}
+
+fn note_standstill(standstill: &mut Option<Tick>, body: &[u8]) {
+    if let Ok(bytes) = body.try_into() {
+        let tick = Tick(u32::from_le_bytes(bytes));
+        *standstill = Some(standstill.map_or(tick, |before| before.latest(tick)));
     }
 }
 
@@ -518,7 +531,8 @@ pub(super) fn greet(world: &mut World) {
     }
 }
 
-/// Runs the simulation's clock a little faster or slower, so that inputs arrive just in time.
+/// Runs the simulation's clock a little faster or slower, so that inputs arrive just in time, and stops it while the
+/// server's game stands still.
 pub(super) fn keep_time(
     mut link: ResMut<Link>,
     mut tick: ResMut<CurrentTick>,
@@ -530,6 +544,9 @@ pub(super) fn keep_time(
 ) {
     if !link.is_synchronised {
         return;
+    }
+    if link.standstill.is_some() {
+        link.clock.stand_still();
     }
     let adjustment = link
         .clock

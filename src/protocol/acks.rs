@@ -411,7 +411,13 @@ struct Rtt {
     min_before: Duration,
     period_start: Duration,
     last_sample_at: Duration,
+    /// Newest samples in a row that are much shorter than what was believed, and the longest of them.
+    shorter: (u32, Duration),
 }
+
+/// So many samples in a row of less than half the smoothed round trip, and it is over what made it long: one side drew
+/// a frame a second, say. A round trip cannot be measured too short.
+const SHORTER_SAMPLES: u32 = 3;
 
 impl Rtt {
     fn new(now: Duration, sample: Duration) -> Self {
@@ -422,6 +428,7 @@ impl Rtt {
             min_before: sample,
             period_start: now,
             last_sample_at: now,
+            shorter: (0, Duration::ZERO),
         }
     }
 
@@ -432,6 +439,20 @@ impl Rtt {
             self.period_start = now;
         }
         self.min_now = self.min_now.min(sample);
+
+        let (mut times, mut longest) = self.shorter;
+        let is_usual = self.smoothed.saturating_sub(sample) <= self.deviation * 3;
+        if sample < self.smoothed / 2 && !is_usual {
+            (times, longest) = (times + 1, longest.max(sample));
+        } else {
+            (times, longest) = (0, Duration::ZERO);
+        }
+        self.shorter = (times, longest);
+        if times == SHORTER_SAMPLES {
+            self.smoothed = longest;
+            self.deviation = longest / 2;
+            self.shorter = (0, Duration::ZERO);
+        }
 
         // A side that was suspended answers seconds late. One such sample must not be believed
         // whole; a lasting change still is, as each sample may double the estimate's distance.

@@ -172,6 +172,30 @@ const WORSE_REPORTS: usize = 16;
 const REPORTS_STALE_AFTER: Duration = Duration::from_secs(2);
 /// The most to allow for jitter, in ticks, while it is guessed.
 const MAX_GUESSED_JITTER_TICKS: f64 = 4.0;
+/// The most that a client waits for a server that goes on, in ticks. Beyond that the clock is set.
+const MAX_WAIT_TICKS: f32 = 60.0;
+/// How much further ahead than before, in ticks, a client goes on after a standstill. It knows the length of that to a
+/// tick, and too late is worse than too early.
+const SPARE_AFTER_STANDSTILL: f64 = 1.0;
+/// A frame that takes longer makes the round trip look longer than the network does.
+const SLOW_FRAME: Duration = Duration::from_millis(100);
+/// How long after such a frame the round trip may still be what it made of it.
+const SLOW_FRAMES_MATTER: Duration = Duration::from_secs(3);
+/// The trend is taken over this much time.
+const TREND_WINDOW: usize = 40;
+/// Reports of so much time make one point of the trend.
+const TREND_POINT: Duration = Duration::from_millis(500);
+/// When the base has fallen by so many ticks within the window, the client's clock begins to count as one that falls
+/// behind, and does wholly at twice as many. Wall clocks always differ a little.
+const NOTED_FALL: f64 = 0.6;
+/// Such a client is so many ticks further ahead: margins are whole ticks, and one that has just got less must not be one
+/// too few. It is more for each tick per second, which it may take for a little less than it is.
+const SPARE_FOR_FALL: f64 = 1.0;
+const SPARE_PER_TREND: f64 = 0.25;
+/// With fewer points in each half of the window, there is no telling.
+const MIN_TREND_POINTS: usize = 3;
+/// Clocks that differ by more than 8 % are no clocks, in ticks per second at 60 Hz.
+const MAX_TREND: f64 = 5.0;
 /// How many recent ticks' phases are remembered: 4 s, more than any useful round trip.
 const PHASES: usize = 256;
 /// A margin at the end of its range says only "far off".
@@ -202,7 +226,15 @@ pub struct ClockSync {
     phases: Box<[Option<(Tick, f64)>; PHASES]>,
     last_polled: Option<Tick>,
     rtt: Duration,
+    /// When there was last a poll, and one after a long frame.
+    polled_at: Duration,
+    slow_at: Option<Duration>,
     snaps: u32,
+    /// By how many ticks a second the base changes: the two wall clocks do not run alike.
+    trend: Trend,
+    standstill: Standstill,
+    /// Ticks of wall-clock time in which the server's game stood still so far.
+    stood: f64,
     /// For selecting quantiles without allocating.
     scratch: Vec<f64>,
 }
@@ -211,6 +243,19 @@ pub struct ClockSync {
 struct Base {
     at: Duration,
     value: f64,
+}
+
+/// Whether the server's game stands still.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Standstill {
+    No,
+    /// It does. A late one of the guesses before tells where it will go on: the snapshot that says so may be early, and
+    /// then inputs would be late.
+    Yes {
+        guess: Option<f64>,
+    },
+    /// It goes on. The client noticed a moment too late that it stood still, and waits for as long.
+    Over,
 }
 
 impl ClockSync {
@@ -228,7 +273,12 @@ impl ClockSync {
             phases: Box::new([None; PHASES]),
             last_polled: None,
             rtt: Duration::ZERO,
+            polled_at: Duration::ZERO,
+            slow_at: None,
             snaps: 0,
+            trend: Trend::default(),
+            standstill: Standstill::No,
+            stood: 0.0,
             scratch: Vec::with_capacity(MAX_REPORTS),
         }
     }
@@ -239,7 +289,11 @@ impl ClockSync {
     /// The server's tick when an input sent now arrives is `server_tick` plus a whole round trip:
     /// half for the snapshot's way, half for the input's.
     pub fn start(&mut self, server_tick: Tick, rtt: Duration, jitter: Duration) -> Tick {
+        let standstill = self.standstill;
         *self = Self::new(self.settings);
+        if standstill != Standstill::No {
+            self.standstill = Standstill::Yes { guess: None };
+        }
         self.zero = server_tick;
         self.rtt = rtt;
         let lead = self.in_ticks(rtt) + self.margin_for(jitter) + 1.0;
@@ -259,14 +313,33 @@ impl ClockSync {
         rtt: Duration,
         jitter: Duration,
     ) {
+        let was_slow = self
+            .slow_at
+            .is_some_and(|at| now.saturating_sub(at) < SLOW_FRAMES_MATTER);
+        if rtt < self.rtt / 2 && was_slow {
+            self.doubt_everything(now, rtt);
+        }
         self.rtt = rtt;
         self.guess_margin = self.margin_for(jitter);
         if self.guesses.len() == 2 * JUMP_REPORTS {
             self.guesses.pop_front();
         }
         let server = f64::from(server_tick.distance_from(self.zero));
-        self.guesses
-            .push_back(self.in_ticks(now) - server - self.in_ticks(rtt) - 1.0);
+        let mut guess = self.present(now) - server - self.in_ticks(rtt) - 1.0;
+        if let Standstill::Yes { guess: before } = self.standstill {
+            if before.is_none() {
+                // Nobody knows how long it stood still, so phases from before say nothing about now.
+                self.phases.fill(None);
+            }
+            let stood = before.map_or(0.0, |before| {
+                (guess - before - SPARE_AFTER_STANDSTILL).max(0.0)
+            });
+            self.stood += stood;
+            guess -= stood;
+            self.skip(self.settings.tick.mul_f64(stood));
+            self.standstill = Standstill::Over;
+        }
+        self.guesses.push_back(guess);
 
         if self
             .bases
@@ -292,12 +365,22 @@ impl ClockSync {
         self.last_report = Some(input_ack);
         if margin.unsigned_abs() >= SATURATED_MARGIN {
             self.bases.clear();
+            self.trend.restart();
             return;
         }
         // The smallest margin was that of any of the inputs; the middle one is least wrong.
         let middle = input_ack - Ticks(METER_WINDOW as u32 / 2);
         let phase = self.phase_of(middle).unwrap_or(phase);
         self.note_base(now, f64::from(margin) - phase);
+    }
+
+    /// The server's game stands still: so does the client's, until the next snapshot is
+    /// [handled](Self::handle_snapshot). It is then where it would be if that time had not passed.
+    pub fn stand_still(&mut self) {
+        if !matches!(self.standstill, Standstill::Yes { .. }) {
+            let guess = quantile(&mut self.scratch, self.guesses.iter().copied(), 0.75);
+            self.standstill = Standstill::Yes { guess };
+        }
     }
 
     /// What to do with the clock in this frame.
@@ -307,17 +390,27 @@ impl ClockSync {
     /// `client_tick` the newest simulated tick and `overstep` the fraction of a tick (0 to 1) that
     /// is already accumulated towards the next. The speed holds until the next call.
     pub fn poll(&mut self, now: Duration, client_tick: Tick, overstep: f32) -> Adjustment {
+        if now.saturating_sub(self.polled_at) > SLOW_FRAME {
+            self.slow_at = Some(now);
+        }
+        self.polled_at = now;
         let position = f64::from(client_tick.distance_from(self.zero)) + f64::from(overstep);
-        let phase = position - self.in_ticks(now);
+        let phase = position - self.present(now);
+        let run = |speed| Adjustment { speed, snap: None };
+        if matches!(self.standstill, Standstill::Yes { .. }) {
+            return run(0.0);
+        }
         self.note_phase(client_tick, phase);
-
-        let Some(wanted) = self.wanted_phase() else {
-            return Adjustment {
-                speed: 1.0,
-                snap: None,
-            };
+        let Some(wanted) = self.wanted_phase(now) else {
+            return run(1.0);
         };
         let error = (wanted - phase) as f32; // ticks that the client should be further ahead
+        if self.standstill == Standstill::Over {
+            if (-MAX_WAIT_TICKS..-SHRINK_DEADBAND_TICKS).contains(&error) {
+                return run(0.0);
+            }
+            self.standstill = Standstill::No;
+        }
         if error.abs() > self.settings.snap_beyond_ticks {
             let steps = error.round() as i32;
             let target = Tick(client_tick.0.wrapping_add_signed(steps));
@@ -327,16 +420,24 @@ impl ClockSync {
                 snap: Some(target),
             };
         }
-        Adjustment {
-            speed: 1.0 + stretch_for(error),
-            snap: None,
-        }
+        let follow = -self.trend.slope * self.settings.tick.as_secs_f64();
+        let follow = follow as f32;
+        let most = match error.abs() > FIRM_BEYOND_TICKS {
+            true => FIRM_STRETCH,
+            false => GENTLE_STRETCH.max(follow.abs()),
+        };
+        run(1.0 + (follow + stretch_for(error)).clamp(-most, most))
     }
 
     /// How often the clock was set rather than stretched, since the start.
     #[must_use]
     pub fn snaps(&self) -> u32 {
         self.snaps
+    }
+
+    /// Wall-clock time in ticks, without that in which the server's game stood still.
+    fn present(&self, now: Duration) -> f64 {
+        self.in_ticks(now) - self.stood
     }
 
     fn in_ticks(&self, time: Duration) -> f64 {
@@ -371,6 +472,35 @@ impl ClockSync {
         self.last_polled = Some(client_tick);
     }
 
+    /// So much time does not count: what is known is no older for it.
+    fn skip(&mut self, time: Duration) {
+        for base in &mut self.bases {
+            base.at += time;
+        }
+        for (at, _) in &mut self.trend.points {
+            *at += time.as_secs_f64();
+        }
+        self.trend.gathered.clear();
+    }
+
+    /// The round trip has become much shorter at once: it had been this side's frames that made it long.
+    /// What was measured meanwhile says nothing about now, and nor does what the server still reports of inputs from then.
+    fn doubt_everything(&mut self, now: Duration, rtt: Duration) {
+        self.slow_at = None;
+        self.guesses.clear();
+        self.bases.clear();
+        self.trend.restart();
+        self.last_report = None;
+        let window = self.settings.tick * METER_WINDOW as u32;
+        self.ignore_reports_until = Duration::ZERO;
+        self.ignore_reports_for(now, rtt, window);
+    }
+
+    fn ignore_reports_for(&mut self, now: Duration, rtt: Duration, more: Duration) {
+        let until = now.saturating_add(rtt + rtt / 4 + self.settings.tick * 4 + more);
+        self.ignore_reports_until = self.ignore_reports_until.max(until);
+    }
+
     fn handle_snap(&mut self, now: Duration, target: Tick, back: bool) {
         self.snaps += 1;
         self.phases.fill(None);
@@ -378,8 +508,7 @@ impl ClockSync {
         self.last_report = None;
         if back {
             // The server may for a round trip acknowledge ticks of before, which are to come again.
-            let tick = self.settings.tick;
-            self.ignore_reports_until = now.saturating_add(self.rtt + self.rtt / 4 + tick * 4);
+            self.ignore_reports_for(now, self.rtt, Duration::ZERO);
         }
     }
 
@@ -393,8 +522,9 @@ impl ClockSync {
         {
             self.bases.pop_front();
         }
-        let known = self.base();
+        let known = self.base(now);
         self.bases.push_back(Base { at: now, value });
+        self.trend.note(now, value);
         if let Some(known) = known {
             let recent = self
                 .bases
@@ -410,38 +540,119 @@ impl ClockSync {
             });
             if up == JUMP_REPORTS || down == JUMP_REPORTS {
                 self.bases.drain(..self.bases.len() - JUMP_REPORTS);
+                self.trend.restart();
             }
         }
     }
 
     /// The base to rely on, from reports.
-    fn base(&mut self) -> Option<f64> {
+    fn base(&mut self, now: Duration) -> Option<f64> {
+        let slope = self.trend.slope;
+        // What it would be now.
+        let value = |base: &Base| base.value + slope * now.saturating_sub(base.at).as_secs_f64();
         let usual = quantile(
             &mut self.scratch,
-            self.bases.iter().map(|base| base.value),
+            self.bases.iter().map(value),
             f64::from(self.settings.worse_reports),
         )?;
         if self.bases.len() < WORSE_REPORTS {
             return Some(usual);
         }
-        let recent = self
-            .bases
-            .iter()
-            .rev()
-            .take(WORSE_REPORTS)
-            .map(|base| base.value);
+        let recent = self.bases.iter().rev().take(WORSE_REPORTS).map(value);
         let recent = quantile(&mut self.scratch, recent, 0.75)?;
         Some(usual.min(recent))
     }
 
     /// How far ahead of its wall clock the client's simulation should be.
-    fn wanted_phase(&mut self) -> Option<f64> {
+    fn wanted_phase(&mut self, now: Duration) -> Option<f64> {
         let spare = f64::from(self.settings.spare_ticks);
-        if let Some(base) = self.base() {
-            return Some(spare - base);
+        if let Some(base) = self.base(now) {
+            // A clock that falls behind all the time is late whenever that is taken for a little less than it is.
+            let falls = ((self.trend.fall - NOTED_FALL) / NOTED_FALL).clamp(0.0, 1.0);
+            let falls_behind =
+                falls * (SPARE_FOR_FALL - self.trend.slope.min(0.0) * SPARE_PER_TREND);
+            return Some(spare + falls_behind - base);
         }
         let guess = quantile(&mut self.scratch, self.guesses.iter().copied(), 0.5)?;
         Some(spare + self.guess_margin - guess)
+    }
+}
+
+/// How the base changes in the long run, in ticks per second.
+///
+/// Wall clocks that run unlike each other make it rise or fall evenly, for as long as the connection lasts. A route that
+/// gets worse or better makes it jump. So the trend is looked for in either half of the last 20 seconds, and the flatter
+/// one counts: a jump is in one of them at most. Within a half, the median of the slopes between all pairs of points is
+/// what outliers disturb least (Theil and Sen's).
+#[derive(Clone, Debug, Default)]
+struct Trend {
+    /// Middles of half a second each: when in seconds, and the base. Newest last.
+    points: VecDeque<(f64, f64)>,
+    /// Reports of the half second that has begun.
+    gathered: Vec<f64>,
+    since: Duration,
+    slope: f64,
+    /// By how much the base has fallen over the window.
+    fall: f64,
+    scratch: Vec<f64>,
+}
+
+impl Trend {
+    fn restart(&mut self) {
+        self.points.clear();
+        self.gathered.clear();
+        self.slope = 0.0;
+        self.fall = 0.0;
+    }
+
+    fn note(&mut self, now: Duration, base: f64) {
+        if self.gathered.is_empty() {
+            self.since = now;
+        }
+        self.gathered.push(base);
+        if now.saturating_sub(self.since) < TREND_POINT {
+            return;
+        }
+        let middle = (self.since + now).as_secs_f64() / 2.0;
+        let mean = self.gathered.iter().sum::<f64>() / self.gathered.len() as f64;
+        self.gathered.clear();
+        if self.points.len() == TREND_WINDOW {
+            self.points.pop_front();
+        }
+        self.points.push_back((middle, mean));
+        self.slope = self.find().clamp(-MAX_TREND, MAX_TREND);
+        let quarter = self.points.len() / 4;
+        if quarter > 0 {
+            let mean = |sum: f64| sum / quarter as f64;
+            let first = self.points.iter().take(quarter).map(|(_, base)| base);
+            let last = self.points.iter().rev().take(quarter).map(|(_, base)| base);
+            self.fall = mean(first.sum()) - mean(last.sum());
+        }
+    }
+
+    fn find(&mut self) -> f64 {
+        let half = self.points.len() / 2;
+        if half < MIN_TREND_POINTS {
+            return 0.0;
+        }
+        let older = self.slope_of(0..half);
+        let newer = self.slope_of(half..self.points.len());
+        match older * newer > 0.0 {
+            true if older.abs() < newer.abs() => older,
+            true => newer,
+            false => 0.0,
+        }
+    }
+
+    fn slope_of(&mut self, range: std::ops::Range<usize>) -> f64 {
+        let points = &self.points;
+        let slopes = range.clone().flat_map(|b| {
+            (range.start..b).map(move |a| {
+                let ((t0, y0), (t1, y1)) = (points[a], points[b]);
+                (y1 - y0) / (t1 - t0).max(1e-3)
+            })
+        });
+        quantile(&mut self.scratch, slopes, 0.5).unwrap_or(0.0)
     }
 }
 
@@ -495,6 +706,13 @@ mod tests {
         loss: 0.05,
     };
 
+    /// As long as frames come in step with the server's, a datagram takes whole ticks.
+    const IN_STEP: Link = Link {
+        latency_ms: 30.0,
+        jitter_ms: 0.0,
+        loss: 0.0,
+    };
+
     const FAR: Link = Link {
         latency_ms: 150.0,
         jitter_ms: 30.0,
@@ -533,10 +751,16 @@ mod tests {
         drift_ppm: f64,
         /// Seconds of true time.
         length: f64,
+        /// By which share frame times vary.
+        uneven_frames: f64,
         /// When the client's process is suspended, and for how long.
         client_stall: Option<(f64, f64)>,
         /// When the server's process is suspended, and for how long. Its ticks are then missing.
         server_stall: Option<(f64, f64)>,
+        /// When the server's game is paused, and for how long. It says so.
+        pause: Option<(f64, f64)>,
+        /// When the client draws another number of frames, until when, and how many.
+        slow: Option<(f64, f64, f64)>,
         /// From when on the link is another.
         then: Option<(f64, Link)>,
         settings: ClockSettings,
@@ -550,8 +774,11 @@ mod tests {
                 fps: 60.0,
                 drift_ppm: 0.0,
                 length: 60.0,
+                uneven_frames: 0.1,
                 client_stall: None,
                 server_stall: None,
+                pause: None,
+                slow: None,
                 then: None,
                 settings: ClockSettings::default(),
             }
@@ -630,11 +857,16 @@ mod tests {
         let mut overstep = 0.0f64;
         let mut speed = 1.0f32;
         let mut last_frame: Option<f64> = None;
+        let mut newest_snapshot: Option<Tick> = None;
 
         let mut server_tick = Tick(u32::MAX - 600); // wraps after ten seconds
         let mut next_server = rng.f64() * TICK;
         let mut next_frame = rng.f64() / scenario.fps;
+        if scenario.uneven_frames == 0.0 {
+            next_frame = next_server; // in step
+        }
         let mut started = false;
+        let mut beat = false;
         let mut outcome = Outcome {
             ticks: Vec::new(),
             speeds: Vec::new(),
@@ -662,6 +894,17 @@ mod tests {
                     if !body.is_empty() {
                         buffer.receive(server_tick, body).expect("ours");
                     }
+                }
+                if let Some((at, _)) = stalled(scenario.pause, now) {
+                    // It notices a tenth of a second later that there are no ticks.
+                    beat = !beat;
+                    if beat && now - at > 0.1 {
+                        let mut datagram =
+                            server_acks.next_header(server_time(now)).encode().to_vec();
+                        datagram.extend(server_tick.0.to_le_bytes());
+                        down.send(now, link, &mut rng, datagram);
+                    }
+                    continue;
                 }
                 server_tick += Ticks(1);
                 let fresh = matches!(buffer.take(server_tick), Taken::Fresh(_));
@@ -696,8 +939,12 @@ mod tests {
                 next_frame = at + length;
                 continue;
             }
-            // Frame times vary by a tenth.
-            next_frame += (0.9 + 0.2 * rng.f64()) / scenario.fps;
+            let slow = scenario
+                .slow
+                .filter(|(from, to, _)| (*from..*to).contains(&now));
+            let fps = slow.map_or(scenario.fps, |(_, _, fps)| fps);
+            let uneven = scenario.uneven_frames;
+            next_frame += (1.0 - uneven + 2.0 * uneven * rng.f64()) / fps;
             let local = client_time(now);
             while let Some(datagram) = down.poll(now) {
                 let (header, body) = Header::decode(&datagram).expect("ours");
@@ -705,6 +952,16 @@ mod tests {
                 let number =
                     |at: usize| u32::from_le_bytes(body[at..at + 4].try_into().expect("four"));
                 let snapshot_tick = Tick(number(0));
+                if body.len() == 4 {
+                    if let Some(clock) = &mut clock
+                        && !newest_snapshot.is_some_and(|it: Tick| it.is_newer_than(snapshot_tick))
+                    {
+                        clock.stand_still();
+                    }
+                    continue;
+                }
+                newest_snapshot =
+                    Some(newest_snapshot.map_or(snapshot_tick, |it| it.latest(snapshot_tick)));
                 let margin = (body[4] != 0x80).then_some(body[4].cast_signed());
                 let input_ack = (body[5] != 0).then_some(Tick(number(6)));
                 let (Some(rtt), Some(jitter)) = (client_acks.rtt(), client_acks.jitter()) else {
@@ -724,7 +981,8 @@ mod tests {
             let mut ticks_ran = false;
             if let Some(clock) = &mut clock {
                 // As Bevy does: no frame counts for more than a quarter of a second.
-                let delta = (now - last_frame.unwrap_or(now)).min(0.25);
+                let ran = (now - last_frame.unwrap_or(now)) * (1.0 + scenario.drift_ppm / 1e6);
+                let delta = ran.min(0.25);
                 overstep += delta / TICK * f64::from(speed);
                 while overstep >= 1.0 {
                     overstep -= 1.0;
@@ -769,7 +1027,8 @@ mod tests {
                 "{name}: snapped at {:?}",
                 outcome.snaps
             );
-            assert!(outcome.swings_per_s(3.0) < 0.1, "{name}: the speed swings");
+            let swings = outcome.swings_per_s(3.0);
+            assert!(swings < 0.1, "{name}: the speed swings {swings} times/s");
             assert!(
                 outcome
                     .speeds
@@ -875,6 +1134,95 @@ mod tests {
             let ahead = outcome.mean_ahead(settled + 12.0, 60.0);
             assert!(late <= 0.01, "{late} late after it has settled");
             assert!(ahead <= 3.0, "{ahead} ticks ahead");
+        }
+    }
+
+    #[test]
+    fn wall_clocks_that_drift_are_followed() {
+        for (link, uneven_frames) in [(IN_STEP, 0.0), (CLEAN, 0.1), (ROUGH, 0.1), (FAR, 0.1)] {
+            for fps in [20.0, 60.0, 144.0] {
+                for drift in [0.001, 0.005, 0.01, 0.02] {
+                    for drift_ppm in [drift * 1e6, -drift * 1e6] {
+                        let (mut late, mut ahead, runs) = (0.0, 0.0, 3);
+                        for seed in 0..runs {
+                            let outcome = run(Scenario {
+                                seed,
+                                link,
+                                fps,
+                                drift_ppm,
+                                uneven_frames,
+                                ..Scenario::default()
+                            });
+                            late += outcome.late_ratio(8.0, 60.0) / runs as f64;
+                            ahead += outcome.mean_ahead(8.0, 60.0) / runs as f64;
+                            assert_eq!(outcome.snaps, [0.0; 0], "{drift_ppm} ppm at {fps} fps");
+                        }
+                        println!(
+                            "{} ms, {fps} fps, {drift_ppm} ppm: late {:.2} %, ahead {ahead:.1}",
+                            link.latency_ms,
+                            late * 100.0
+                        );
+                        assert!(late <= 0.01, "{drift_ppm} ppm at {fps} fps: {late} late");
+                        assert!(ahead <= 6.5, "{drift_ppm} ppm at {fps} fps: {ahead} ahead");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_paused_server_is_waited_for_without_a_snap() {
+        for link in [CLEAN, ROUGH, FAR] {
+            for length in [0.15, 0.5, 3.0, 20.0] {
+                for seed in 0..6 {
+                    let outcome = run(Scenario {
+                        seed,
+                        link,
+                        pause: Some((20.0, length)),
+                        ..Scenario::default()
+                    });
+                    assert_eq!(outcome.snaps, [0.0; 0], "paused for {length} s");
+                    let link_ms = link.latency_ms;
+                    let late = outcome.late_ratio(20.0 + length, 21.0 + length);
+                    assert!(
+                        late <= 0.07,
+                        "{link_ms} ms: {late} late in the second after {length} s"
+                    );
+                    let ahead = outcome.mean_ahead(20.3 + length, 22.0 + length);
+                    assert!(ahead <= 7.5, "{ahead} ticks ahead after {length} s");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_client_that_was_slow_steers_half_a_second_later() {
+        for link in [CLEAN, ROUGH, FAR] {
+            for slow in [1.0, 2.0, 5.0] {
+                for seed in 0..6 {
+                    let outcome = run(Scenario {
+                        seed,
+                        link,
+                        slow: Some((10.0, 70.0, slow)),
+                        length: 90.0,
+                        ..Scenario::default()
+                    });
+                    let name = format!("{} ms, {slow} fps", link.latency_ms);
+                    let is_quick = |(at, _): &&(f64, f32)| *at >= 70.0;
+                    let (quick, _) = outcome.speeds.iter().find(is_quick).expect("ran on");
+                    let from = quick + 0.5 + link.latency_ms / 1e3;
+                    let first = outcome.late_ratio(from, from + 1.0);
+                    let late = outcome.late_ratio(from, 90.0);
+                    // Two frames a second and a long way look like a round trip of half a second.
+                    let most = match link.latency_ms > 100.0 {
+                        true if slow == 2.0 => 0.5,
+                        true => 0.25,
+                        false => 0.1,
+                    };
+                    assert!(first <= most, "{name}: {first} late in the first second");
+                    assert!(late <= 0.03, "{name}: {late} late");
+                }
+            }
         }
     }
 

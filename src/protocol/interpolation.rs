@@ -117,6 +117,8 @@ impl Starvation {
 const WINDOW: usize = 256;
 /// With fewer slots than this, playback stays another send interval behind, against surprises.
 const FEW_SLOTS: usize = 32;
+/// So many of them tell how soon snapshots have arrived lately.
+const RECENT_SLOTS: usize = 8;
 /// The most lost slots that are inferred from a gap.
 const MAX_LOST_SLOTS: i32 = 8;
 /// This long without a frame, the client itself was suspended: what it then finds waiting tells
@@ -165,6 +167,12 @@ pub struct Timeline {
     pending_end: usize,
     jumps: u32,
     scratch: Vec<f64>,
+    /// The server's game stands still at the newest tick.
+    stands_still: bool,
+    /// It has stood still, and playback waits until it is as far behind again as it should be.
+    catches_up: bool,
+    /// Ticks of wall-clock time in which it stood still so far.
+    stood: f64,
 }
 
 /// When one slot arrived, in ticks.
@@ -195,7 +203,27 @@ impl Timeline {
             pending_end: 0,
             jumps: 0,
             scratch: Vec::with_capacity(WINDOW),
+            stands_still: false,
+            catches_up: false,
+            stood: 0.0,
         }
+    }
+
+    /// The server's game stands still at the newest tick: playback plays up to it and stops. The next snapshot that is
+    /// [handled](Self::handle_snapshot) ends that.
+    pub fn stand_still(&mut self) {
+        self.stands_still = true;
+        self.catches_up = false;
+    }
+
+    /// Takes in a snapshot of what was changed while the game stands still.
+    pub fn handle_snapshot_in_standstill(&mut self, tick: Tick) {
+        self.stand_still();
+        if self.newest.is_none() {
+            self.zero = tick;
+        }
+        self.newest = Some(self.newest.map_or(tick, |newest| newest.latest(tick)));
+        self.forgive_pending();
     }
 
     /// Takes in that a snapshot of `tick` arrived at `now`, before which the server had sent one of
@@ -208,12 +236,15 @@ impl Timeline {
         let Some(newest) = self.newest else {
             self.zero = tick;
             self.newest = Some(tick);
-            self.note_slot(self.in_ticks(now), tick, self.interval());
+            self.note_slot(self.present(now), tick, self.interval());
             self.estimate();
             return;
         };
         if !tick.is_newer_than(newest) {
             return;
+        }
+        if std::mem::take(&mut self.stands_still) {
+            self.go_on(now, tick);
         }
         self.settle_pending(newest, tick, previous_sent);
         self.newest = Some(tick);
@@ -224,7 +255,7 @@ impl Timeline {
         if suspended || self.is_outage(now, tick) {
             return;
         }
-        let arrived = self.in_ticks(now);
+        let arrived = self.present(now);
         let interval = self.interval();
         let lost = previous_sent.distance_from(newest);
         if lost > 0 && tick.is_newer_than(previous_sent) {
@@ -251,7 +282,7 @@ impl Timeline {
     /// The moment to draw in the frame at `now`; `None` before the first snapshot.
     pub fn advance(&mut self, now: Duration) -> Option<Playback> {
         let newest = self.newest?;
-        let present = self.in_ticks(now);
+        let present = self.present(now);
         let caution = if self.slots.len() < FEW_SLOTS {
             f64::from(self.interval())
         } else {
@@ -259,7 +290,14 @@ impl Timeline {
         };
         let target = present - self.needed - caution;
         let moment = match (self.moment, self.last_advance) {
+            (Some(moment), Some(last)) if self.stands_still => {
+                self.forgive_pending();
+                let end = f64::from(newest.distance_from(self.zero));
+                (moment + self.in_ticks(now.saturating_sub(last))).min(end)
+            }
+            (Some(moment), _) if self.catches_up && target < moment => moment,
             (Some(moment), Some(last)) => {
+                self.catches_up = false;
                 let elapsed = self.in_ticks(now.saturating_sub(last));
                 let error = target - (moment + elapsed);
                 if error.abs() > self.in_ticks(self.settings.jump_beyond) {
@@ -320,6 +358,31 @@ impl Timeline {
         time.as_secs_f64() / self.settings.tick.as_secs_f64()
     }
 
+    /// Wall-clock time in ticks, without that in which the server's game stood still.
+    fn present(&self, now: Duration) -> f64 {
+        self.in_ticks(now) - self.stood
+    }
+
+    /// The server's game goes on after a standstill: what that took is the difference between when this snapshot came and
+    /// when one of its tick would have come, as recent ones did.
+    fn go_on(&mut self, now: Duration, tick: Tick) {
+        let usual = self.slots.iter().rev().take(RECENT_SLOTS);
+        let usual = usual.map(|slot| slot.offset).reduce(f64::min);
+        if let Some(usual) = usual {
+            let offset = self.present(now) - f64::from(tick.distance_from(self.zero));
+            self.stood += (offset - usual).max(0.0);
+            self.catches_up = true;
+        }
+    }
+
+    /// Frames past the newest snapshot have missed nothing: there was nothing new.
+    fn forgive_pending(&mut self) {
+        for frames in &mut self.pending[..self.pending_end] {
+            self.starvation.frames += u64::from(std::mem::take(frames));
+        }
+        self.pending_end = 0;
+    }
+
     fn interval(&self) -> i32 {
         self.settings.send_interval.0.clamp(1, 1_000) as i32
     }
@@ -330,7 +393,7 @@ impl Timeline {
     /// measured before is void. If it is as much too early, that is certain at once: no snapshot
     /// arrives before it is sent.
     fn is_outage(&mut self, now: Duration, tick: Tick) -> bool {
-        let late = self.in_ticks(now) - f64::from(tick.distance_from(self.zero)) - self.fastest;
+        let late = self.present(now) - f64::from(tick.distance_from(self.zero)) - self.fastest;
         let bound = self.in_ticks(self.settings.jump_beyond);
         if late < -bound {
             self.slots.clear();

@@ -37,6 +37,8 @@ pub struct View {
     /// Whole entities of which nothing was sent yet, in the order in which they will be. Stale names as above.
     backlog: VecDeque<NetId>,
     in_flight: VecDeque<InFlight>,
+    /// The client once had everything, since this view began or started over.
+    knows_all: bool,
     /// Number of the next snapshot: orders what was sent against what became an exception.
     next_number: u64,
     apart: HashMap<NetId, SentApart>,
@@ -82,6 +84,7 @@ struct InFlight {
     seq: u16,
     tick: Tick,
     number: u64,
+    is_complete: bool,
     exceptions: Vec<NetId>,
 }
 
@@ -124,6 +127,17 @@ pub struct Encoded {
     pub complete: bool,
     /// An entity that does not fit the budget even alone, and so is not sent.
     pub oversized: Option<NetId>,
+}
+
+/// What a client has still to be told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lack {
+    /// It is known to have everything.
+    Nothing,
+    /// Everything was sent, and some of it is not acknowledged yet.
+    Acknowledgement,
+    /// Something was not sent yet.
+    News,
 }
 
 /// What clients share while a tick is encoded: the blocks of all with the same baseline, and scratch memory.
@@ -265,6 +279,7 @@ impl View {
             active: Vec::new(),
             backlog: VecDeque::new(),
             in_flight: VecDeque::new(),
+            knows_all: false,
             next_number: 0,
             apart: HashMap::default(),
             oversized: HashMap::default(),
@@ -297,6 +312,28 @@ impl View {
                 _ => None,
             })
             .fold(self.baseline, Tick::earliest)
+    }
+
+    /// What the client has still to be told.
+    pub fn lack(&self, archive: &Archive) -> Lack {
+        let is_news_since = |tick| {
+            self.partitions.iter().any(|&partition| {
+                archive.changed_since(partition, tick).next().is_some()
+                    || archive.tombstones_since(partition, tick).next().is_some()
+            })
+        };
+        let is_unsent = |net| {
+            let known: Option<&Exception> = self.exceptions.get(net);
+            known.is_some_and(|known| known.sent.is_none())
+        };
+        let waits = self.backlog.iter().chain(&self.active).any(is_unsent);
+        if self.next_number == 0 || waits || is_news_since(self.previous) {
+            Lack::News
+        } else if !self.knows_all || !self.exceptions.is_empty() || is_news_since(self.baseline) {
+            Lack::Acknowledgement
+        } else {
+            Lack::Nothing
+        }
     }
 
     /// Changes what is seen: entities of partitions no longer named are hidden, those of new ones shown.
@@ -384,6 +421,7 @@ impl View {
             return;
         };
         self.baseline = self.baseline.latest(sent.tick);
+        self.knows_all |= sent.is_complete;
         for net in sent.exceptions {
             let Some(exception) = self.exceptions.get_mut(&net) else {
                 continue;
@@ -453,6 +491,7 @@ impl View {
             seq,
             tick,
             number: pass.number,
+            is_complete: encoded.complete,
             exceptions: sent,
         });
         encoded

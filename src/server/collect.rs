@@ -21,7 +21,7 @@ use super::rooms;
 use super::send::is_send_tick;
 use crate::protocol::archive::Archive;
 use crate::protocol::layout::{ComponentId, Meta, NetId};
-use crate::registry::{ComponentRule, Naming, Registry};
+use crate::registry::{ComponentRule, Registry};
 use crate::replication::{OwnedBy, Owner, PredictedBy, Priority, Replicated, Simulated};
 use crate::schedule::{CurrentTick, TandemSystems};
 use crate::session::Session;
@@ -68,10 +68,6 @@ impl Plugin for ReplicationPlugin {
             archive: Archive::new(layouts),
             entities: Vec::new(),
             references: References::default(),
-        });
-        app.insert_resource(Naming {
-            nets: |world, entity| world.resource::<Nets>().current(entity),
-            locals: living,
         });
         let settings = (ParamBuilder, QueryParamBuilder::new(see_all))
             .build_state(app.world_mut())

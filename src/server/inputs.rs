@@ -2,6 +2,7 @@
 
 use bevy::prelude::*;
 
+use super::collect::Replication;
 use crate::protocol::input::InputBuffer;
 use crate::registry::Registry;
 use crate::replication::{OwnedBy, Owns};
@@ -55,18 +56,22 @@ fn apply_inputs(
         entities.extend(owns.iter());
         used += 1;
     }
-    for (session, bytes, entities) in &steered[..used] {
-        let mut rest = &bytes[..];
-        for entry in entries.iter() {
-            match (entry.apply)(world, entities, rest) {
-                Ok(tail) => rest = tail,
-                Err(error) => {
-                    debug!("input of session {session} is not understood: {error}");
-                    break;
+    world.resource_scope(|world, replication: Mut<Replication>| {
+        // What an input names is looked up now: it may have gone since that was sent.
+        let locals = |net| replication.entity(net);
+        for (session, bytes, entities) in &steered[..used] {
+            let mut rest = &bytes[..];
+            for entry in entries.iter() {
+                match (entry.apply)(world, entities, rest, Some(&locals)) {
+                    Ok(tail) => rest = tail,
+                    Err(error) => {
+                        debug!("input of session {session} is not understood: {error}");
+                        break;
+                    }
                 }
             }
         }
-    }
+    });
 }
 
 fn take_over(owned: On<Insert, OwnedBy>, mut commands: Commands) {

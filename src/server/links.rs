@@ -76,7 +76,7 @@ pub(crate) struct Link {
     pub peer: Peer,
     pub kind: TransportKind,
     pub last_heard: Duration,
-    /// When the last snapshot was sent.
+    /// When something was last sent.
     pub last_sent: Duration,
     /// Bytes of datagrams that were sent, before any compression.
     pub bytes_out: u64,
@@ -339,7 +339,9 @@ fn receive_from_session(
                     Err(excess) => breach = Some(excess),
                 },
                 ChunkKind::Goodbye => goodbye = Some(DisconnectReason::ClientLeft),
-                ChunkKind::Snapshot => broken = Some("only a server sends snapshots"),
+                ChunkKind::Snapshot | ChunkKind::Standstill => {
+                    broken = Some("only a server sends snapshots");
+                }
                 ChunkKind::Taken => match Taken::decode(body) {
                     Ok((taken, _)) => taken_now = Some(taken),
                     Err(_) => broken = Some("malformed acknowledgements"),
@@ -393,7 +395,7 @@ fn receive_messages(
 ) -> Result<(), DisconnectReason> {
     while let Some(bytes) = next_message(world, session, CONTROL_CHANNEL) {
         match serial::decode(&bytes).map_err(|_| violation(&"not a request"))? {
-            Request::Resync { epoch } => resync(world, session, epoch),
+            Request::Resync { epoch } => resync(world, now, session, epoch),
             Request::ConfirmToken { receipt } => {
                 sessions::confirm_token(world, session, u32::from_le_bytes(receipt));
             }
@@ -495,18 +497,18 @@ fn receive_held(
     }
 }
 
-/// It is work, so a client gets it once in two seconds (at 60 Hz); an honest one hardly ever asks.
-const MIN_TICKS_BETWEEN_RESYNCS: i32 = 120;
+/// It is work, so a client gets it once in two seconds; an honest one hardly ever asks.
+const MIN_TIME_BETWEEN_RESYNCS: Duration = Duration::from_secs(2);
 
 /// A client could not use a snapshot. It asks until it sees a new epoch, and we may be in that already.
-fn resync(world: &mut World, session: Entity, epoch: u8) {
+fn resync(world: &mut World, now: Duration, session: Entity, epoch: u8) {
     let tick = world.resource::<CurrentTick>().0;
     world.resource_scope(|world, replication: Mut<Replication>| {
         if let Some(mut outgoing) = world.get_mut::<Outgoing>(session)
             && outgoing.view.epoch() == epoch
-            && tick.distance_from(outgoing.told_all) > MIN_TICKS_BETWEEN_RESYNCS
+            && now.saturating_sub(outgoing.told_all) > MIN_TIME_BETWEEN_RESYNCS
         {
-            outgoing.told_all = tick;
+            outgoing.told_all = now;
             outgoing.view.start_over(&replication.archive, tick);
         }
     });

@@ -127,7 +127,10 @@ fn send<M: NetMessage>(
         if found.is_empty() {
             continue;
         }
-        let letter = rule.encode(message, Some(stamp), &|entity| nets.get(entity));
+        let letter = rule.encode(message, Some(stamp), &|entity| {
+            schedule.owe_snapshot();
+            nets.get(entity)
+        });
         let letter = match letter
             .map_err(|error| error.to_string())
             .and_then(fits(rule.channel))

@@ -565,7 +565,7 @@ fn attach(
         },
         LinkedOver(info.kind),
         LinkStats::default(),
-        Outgoing::new(tick),
+        Outgoing::new(tick, now),
     ));
     if lives(world) {
         world.resource_scope(|world, mut replication: Mut<Replication>| {

@@ -119,7 +119,26 @@ enum Message {
     Denied,
     Datagram(Vec<u8>),
     Heartbeat,
-    Farewell,
+    Farewell(Parting),
+}
+
+/// Why an end says farewell.
+#[derive(Clone, Copy, Debug)]
+enum Parting {
+    /// It wants no more of the link.
+    Left,
+    /// It has heard nothing for too long: the link is lost, and nobody has ended it.
+    TimedOut,
+}
+
+impl Parting {
+    /// What the farewell means to the end that reads it.
+    fn as_heard(self) -> CloseReason {
+        match self {
+            Self::Left => CloseReason::ByPeer,
+            Self::TimedOut => CloseReason::TimedOut,
+        }
+    }
 }
 
 impl Message {
@@ -285,11 +304,11 @@ impl ServerTransport for LocalServer {
                             bytes,
                         });
                     }
-                    (Message::Farewell, ServerEnd::Open { .. }) => {
+                    (Message::Farewell(parting), ServerEnd::Open { .. }) => {
                         wire.server = ServerEnd::Closed;
                         events.push(LinkEvent::Closed {
                             link,
-                            reason: CloseReason::ByPeer,
+                            reason: parting.as_heard(),
                         });
                     }
                     (_, ServerEnd::Open { heard_at, .. }) => *heard_at = now,
@@ -300,7 +319,7 @@ impl ServerTransport for LocalServer {
                 && now - heard_at > timeout
             {
                 wire.server = ServerEnd::Closed;
-                wire.tell_client(now, Message::Farewell);
+                wire.tell_client(now, Message::Farewell(Parting::TimedOut));
                 events.push(LinkEvent::Closed {
                     link,
                     reason: CloseReason::TimedOut,
@@ -350,7 +369,7 @@ impl ServerTransport for LocalServer {
         };
         if matches!(wire.server, ServerEnd::Open { .. }) {
             wire.server = ServerEnd::Closed;
-            (0..FAREWELLS).for_each(|_| wire.tell_client(now, Message::Farewell));
+            (0..FAREWELLS).for_each(|_| wire.tell_client(now, Message::Farewell(Parting::Left)));
             self.closed.push(link);
         }
     }
@@ -409,11 +428,15 @@ impl LocalClient {
         if self.state.close_reason().is_some() {
             return;
         }
+        let parting = match reason {
+            CloseReason::TimedOut => Parting::TimedOut,
+            _ => Parting::Left,
+        };
         self.state = ClientLinkState::Closed(reason);
         let mut hub = lock(&self.hub);
         let now = hub.clock;
         if let Some(wire) = hub.links.get_mut(&self.link) {
-            (0..farewells).for_each(|_| wire.tell_server(now, Message::Farewell));
+            (0..farewells).for_each(|_| wire.tell_server(now, Message::Farewell(parting)));
             wire.client_gone = true;
         }
         hub.forget_finished();
@@ -463,7 +486,7 @@ impl ClientTransport for LocalClient {
                     Message::Denied if !self.state.is_connected() => {
                         reason = Some(CloseReason::Denied);
                     }
-                    Message::Farewell => reason = Some(CloseReason::ByPeer),
+                    Message::Farewell(parting) => reason = Some(parting.as_heard()),
                     Message::Datagram(bytes) => {
                         // It can overtake the welcome.
                         self.state = ClientLinkState::Connected;

@@ -429,7 +429,7 @@ impl ClientEnd {
         if let Some(reason) = self.netcode.disconnect_reason() {
             self.state = ClientLinkState::Closed(close_reason(reason));
         }
-        payload.map(|payload| &*payload)
+        payload
     }
 
     /// After all that has come was taken in: what follows from that, and from the time.

@@ -398,7 +398,8 @@ impl Shards {
                 });
             }
             ServerResult::ClientDisconnected { .. } => {
-                if self.forget(id).is_some_and(|it| it.unconfirmed.is_none()) {
+                let closed = self.forget(id);
+                if closed.is_some_and(|it| it.unconfirmed.is_none()) {
                     out.events.push(LinkEvent::Closed {
                         link: id,
                         reason: CloseReason::ByPeer,

@@ -503,7 +503,10 @@ fn game(app: &mut App) {
         .add_message::<Numbered>(Channel::ReliableOrdered);
     app.init_resource::<Log>()
         .add_observer(|end: On<Disconnected>, mut log: ResMut<Log>| {
-            log.ends.push(end.reason.clone());
+            // The link that `TestNet` has begun is left for one over the ether.
+            if end.reason != DisconnectReason::ClientLeft {
+                log.ends.push(end.reason.clone());
+            }
         })
         .add_observer(|end: On<SessionLeft>, mut log: ResMut<Log>| {
             log.ends.push(end.reason.clone());
@@ -585,7 +588,6 @@ impl Match {
             }) as Box<dyn ClientTransport>)
         };
         self.net.client(client).connect_with(connector);
-        self.net.client(client).insert_resource(Log::default());
         self.clients.push(client);
         client
     }
