@@ -962,10 +962,14 @@ fn play_events(world: &mut World, events: &[Scheduled], playback: &Playback) {
     let mut parent = None;
     for scheduled in events {
         match scheduled.event {
+            // Several may be due at once, after a slow frame. Each component is named once: Bevy panics otherwise.
+            Event::Insert(id) if inserted.contains(&id) => {}
             Event::Insert(id) => inserted.push(id),
             Event::Remove(id) => {
                 inserted.retain(|inserted| *inserted != id);
-                removed.push(id);
+                if !removed.contains(&id) {
+                    removed.push(id);
+                }
             }
             Event::Parent(to) => parent = Some(to),
         }

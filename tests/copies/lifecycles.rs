@@ -320,3 +320,31 @@ fn a_predicted_copy_gets_everything_on_arrival() {
     }
     assert_eq!(value::<Mode>(&mut net, ada, 1), Some(Mode(1)));
 }
+
+#[test]
+fn what_goes_and_comes_several_times_is_right_after_a_slow_frame() {
+    let (mut net, ada) = with_ada(game, clean());
+    let entity = spawn(&mut net, (Tag(1), Place(0.0), Mode(0)));
+    net.run(Ticks(60));
+    for last in [true, false] {
+        net.set_frame_rate(ada, 2.0);
+        for n in 0..60 {
+            let mut at = on_server(&mut net, entity);
+            match n % 4 < 2 {
+                true => at.remove::<(Place, Mode)>(),
+                false => at.insert((Place(n as f32), Mode(n))),
+            };
+            net.run(Ticks(2));
+        }
+        let mut at = on_server(&mut net, entity);
+        match last {
+            true => at.insert((Place(70.0), Mode(70))),
+            false => at.remove::<(Place, Mode)>(),
+        };
+        net.run(Ticks(120));
+        net.set_frame_rate(ada, 60.0);
+        net.run(Ticks(120));
+        assert_eq!(value(&mut net, ada, 1), last.then_some(Place(70.0)));
+        assert_eq!(value(&mut net, ada, 1), last.then_some(Mode(70)));
+    }
+}

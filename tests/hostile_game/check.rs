@@ -37,7 +37,7 @@ pub fn always(app: &mut App) {
         if is_body && !touched.contains(&(tag.0, Touched::Place)) {
             let place = place.map(|place| place.0);
             assert!(
-                place.is_some_and(|place| (50.0..950.0).contains(&place)),
+                place.is_some_and(|place| (50_000.0..150_000.0).contains(&place)),
                 "{} is at {place:?}",
                 tag.0
             );

@@ -25,7 +25,8 @@ component! {
     /// Tells entities apart. Each has one as long as it lives.
     Tag(u32);
     Health(u32);
-    /// Interpolated, and predicted. No entity of the server's is ever near the origin.
+    /// Interpolated, and predicted. No entity of the server's is ever near the origin: all are around 100,000, and move a few
+    /// hundred when they move.
     Place(f32);
     /// Shown when its moment has come.
     Mode(u32);
@@ -136,7 +137,7 @@ fn enter(joined: On<SessionJoined>, mut next: ResMut<NextTag>, mut commands: Com
             world.spawn((
                 Replicated,
                 OwnedBy(session),
-                (Tag(tag), Kind(0), Body(0), Place(500.0)),
+                (Tag(tag), Kind(0), Body(0), Place(100_500.0)),
                 (Ship, Speed(1)),
             ));
         }
@@ -153,7 +154,7 @@ fn draw(added: On<Add, Body>, bodies: Query<(), Without<OwnedBy>>, mut commands:
 fn steer(mut ships: Query<(&Input<Control>, &mut Place), (With<Ship>, With<Simulated>)>) {
     for (input, mut place) in &mut ships {
         if input.steer != 0 {
-            place.0 = (place.0 + f32::from(input.steer)).clamp(100.0, 900.0);
+            place.0 = (place.0 + f32::from(input.steer)).clamp(100_100.0, 100_900.0);
         }
     }
 }

@@ -366,8 +366,11 @@ fn matches_leave_no_memory_behind() {
         game::MARKED_ANEW.with_borrow_mut(|anew| *anew = HashSet::new());
         held.push(HELD.get());
     }
-    let growth = held[23] - held[7];
-    assert!(growth < 100_000, "16 matches keep {growth} bytes: {held:?}");
+    // Tables double now and then; what is left of each match would be left of every one.
+    let mut growth: Vec<_> = held[7..].windows(2).map(|two| two[1] - two[0]).collect();
+    growth.sort_unstable();
+    let median = growth[growth.len() / 2];
+    assert!(median < 500, "a match keeps {median} bytes: {held:?}");
 }
 
 /// A connector's link, made by hand.

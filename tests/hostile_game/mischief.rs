@@ -356,7 +356,7 @@ fn spawn(world: &mut World, rng: &mut Rng) -> String {
     let thing = world.spawn((Replicated, Tag(tag), Kind(rng.u8(..)))).id();
     // An observer may have despawned it by now.
     if rng.bool() {
-        let place = Place(rng.f32() * 800.0 + 100.0);
+        let place = Place(rng.f32() * 800.0 + 100_000.0);
         if let Ok(mut thing) = world.get_entity_mut(thing) {
             thing.insert((Body(1), place));
         }
@@ -388,7 +388,7 @@ pub fn spawn_some(world: &mut World, count: u32) {
         let tag = next.0;
         world.spawn((
             Replicated,
-            (Tag(tag), Kind(1), Body(1), Place(200.0)),
+            (Tag(tag), Kind(1), Body(1), Place(100_200.0)),
             (Health(n), Mode(n), Big(vec![3; 600])),
         ));
     }
@@ -404,7 +404,7 @@ fn change(world: &mut World, rng: &mut Rng, thing: Entity) {
             entity.insert(Health(rng.u32(..)));
         }
         1 => {
-            entity.insert(Place(rng.f32() * 800.0 + 100.0));
+            entity.insert(Place(rng.f32() * 800.0 + 100_000.0));
         }
         2 => {
             entity.insert(Mode(rng.u32(..)));
@@ -421,7 +421,7 @@ fn change(world: &mut World, rng: &mut Rng, thing: Entity) {
                 health.0 = rng.u32(..);
             }
             if let Some(mut place) = entity.get_mut::<Place>() {
-                place.0 = rng.f32() * 800.0 + 100.0;
+                place.0 = rng.f32() * 800.0 + 100_000.0;
             }
         }
     }

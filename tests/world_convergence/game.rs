@@ -25,7 +25,7 @@ component! {
     /// The server changes, inserts and removes the two together, to the same value.
     Left(u32);
     Right(u32);
-    /// Interpolated. Which thousand it is in tells in whose space, and so do [`Mode`] and the parent: see [`band`].
+    /// Interpolated. Which band it is in tells in whose space, and so do [`Mode`] and the parent: see [`BAND`].
     Place(f32);
     /// Shown when its moment has come; always where [`Place`] is.
     Mode(u32);
@@ -77,8 +77,8 @@ thread_local! {
     pub static MARKED_ANEW: RefCell<HashSet<u32>> = RefCell::default();
 }
 
-/// Values of a band lie this far from the next band's.
-pub const BAND: f32 = 1_000.0;
+/// Values of a band lie this far from the next band's: further than motion goes on when nothing comes.
+pub const BAND: f32 = 100_000.0;
 
 pub fn game(app: &mut App) {
     app.add_input::<u8>();

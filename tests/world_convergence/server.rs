@@ -138,7 +138,7 @@ fn spawn(world: &mut World, rng: &mut Rng) {
 /// Into the space of a carrier, or of none: place, mode and parent in one tick.
 fn put_in_band(world: &mut World, rng: &mut Rng, thing: Entity) {
     let band = rng.u32(..3);
-    let place = band as f32 * BAND + rng.f32() * 300.0 + 100.0;
+    let place = (band as f32 + 0.5) * BAND + rng.f32() * 300.0;
     let mode = rng.u32(..1_000) * 3 + band;
     let carriers = all::<With<Carrier>>(world);
     let carrier = carriers
@@ -195,8 +195,7 @@ fn change(world: &mut World, rng: &mut Rng, thing: Entity) {
         }
         _ if !is_banded => {
             if let Some(mut place) = entity.get_mut::<Place>() {
-                let last = (place.0 / BAND).floor() * BAND + 900.0;
-                place.0 = (place.0 + rng.f32() * 10.0).min(last);
+                place.0 += rng.f32() * 10.0;
             }
         }
         _ => {}
