@@ -742,7 +742,7 @@ fn referred_to(reference: Entity) -> Option<NetId> {
     let (low, high) = (bits as u32, (bits >> 32) as u32);
     let (index, generation) = match (low % 2, high) {
         (0, 0) => ((low / 2).checked_sub(1)?, 0),
-        (_, 0) => (low / 2 & 0xffff, low / 2 >> 16),
+        (_, 0) => ((low / 2) & 0xffff, (low / 2) >> 16),
         _ => (low.checked_sub(1)?, high),
     };
     Some(NetId::new(index, generation))

@@ -57,10 +57,10 @@ impl Plugin for PredictionPlugin {
         })
         .init_resource::<Simulating>()
         .add_systems(FixedFirst, |mut simulating: ResMut<Simulating>| {
-            simulating.0 = true
+            simulating.0 = true;
         })
         .add_systems(FixedLast, |mut simulating: ResMut<Simulating>| {
-            simulating.0 = false
+            simulating.0 = false;
         })
         .add_observer(note_despawn)
         .add_observer(note_parent::<Insert>)

@@ -1028,7 +1028,8 @@ mod tests {
                 outcome.snaps
             );
             let swings = outcome.swings_per_s(3.0);
-            assert!(swings < 0.1, "{name}: the speed swings {swings} times/s");
+            // Drift is followed too, so it has to try.
+            assert!(swings < 0.12, "{name}: the speed swings {swings} times/s");
             assert!(
                 outcome
                     .speeds

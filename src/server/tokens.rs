@@ -119,10 +119,10 @@ pub(super) fn issue(world: &mut World, session: Entity, info: &PeerInfo) {
     if !info.secure {
         return;
     }
-    if let Some(data) = &info.user_data {
-        if let Ok(mut entity) = world.get_entity_mut(session) {
-            entity.insert(TokenData(data.clone()));
-        }
+    if let Some(data) = &info.user_data
+        && let Ok(mut entity) = world.get_entity_mut(session)
+    {
+        entity.insert(TokenData(data.clone()));
     }
     for _ in 0..FIRST {
         renew(world, session);
