@@ -423,3 +423,47 @@ fn a_parent_that_only_a_clients_simulation_gives_or_takes_is_put_back() {
         }
     }
 }
+
+#[test]
+fn a_copy_that_an_observer_despawns_when_it_changes_hands_harms_nothing() {
+    fn despawn<E: EntityEvent, C: Component>(on: On<E, C>, mut commands: Commands) {
+        commands.entity(on.event_target()).try_despawn();
+    }
+    let observed: [fn(&mut App); 7] = [
+        |app| {
+            app.add_observer(despawn::<Insert, Owner>);
+        },
+        |app| {
+            app.add_observer(despawn::<Remove, Owner>);
+        },
+        |app| {
+            app.add_observer(despawn::<Add, Input<Control>>);
+        },
+        |app| {
+            app.add_observer(despawn::<Remove, Input<Control>>);
+        },
+        |app| {
+            app.add_observer(despawn::<Add, Owned>);
+        },
+        |app| {
+            app.add_observer(despawn::<Remove, Interpolated>);
+        },
+        |app| {
+            app.add_observer(despawn::<Remove, Predicted>);
+        },
+    ];
+    for observe in observed {
+        let (mut net, ada) = with_ada(ships, clean());
+        let session = net.session(ada).unwrap();
+        let entity = spawn(&mut net, (Tag(5), At(1.0), Place(2.0)));
+        net.run(Ticks(60));
+        assert!(copy(&mut net, ada, 5).is_some());
+        observe(net.client(ada));
+        on_server(&mut net, entity).insert(OwnedBy(session));
+        net.run(Ticks(60));
+        on_server(&mut net, entity).remove::<OwnedBy>();
+        net.run(Ticks(60));
+        assert_eq!(copy(&mut net, ada, 5), None, "the game has despawned it");
+        assert_eq!(state(&mut net, ada), ConnectionState::Connected);
+    }
+}
