@@ -584,12 +584,25 @@ fn set_role(world: &mut World, net: NetId) -> bool {
     local.role = role;
     let entity = local.entity;
     mirror.set_predicted(net, role);
-    let inputs = world.resource::<Registry>().inputs.clone();
-    let Ok(mut entity) = world.get_entity_mut(entity) else {
-        return is_other;
-    };
-    let owner = meta.owner.map(|owner| Owner(SessionId(owner)));
-    match owner {
+    set_owner(
+        world,
+        entity,
+        meta.owner.map(|owner| Owner(SessionId(owner))),
+    );
+    set_owned(world, entity, is_own);
+    mark(world, entity, role);
+    is_other
+}
+
+/// Does something to an entity that is still there: observers of what came before may have despawned it.
+fn with_entity(world: &mut World, entity: Entity, act: impl FnOnce(&mut EntityWorldMut)) {
+    if let Ok(mut entity) = world.get_entity_mut(entity) {
+        act(&mut entity);
+    }
+}
+
+fn set_owner(world: &mut World, entity: Entity, owner: Option<Owner>) {
+    with_entity(world, entity, |entity| match owner {
         Some(owner) if entity.get() != Some(&owner) => {
             entity.insert(owner);
         }
@@ -597,37 +610,46 @@ fn set_role(world: &mut World, net: NetId) -> bool {
             entity.remove::<Owner>();
         }
         _ => {}
+    });
+}
+
+fn set_owned(world: &mut World, entity: Entity, is_own: bool) {
+    if world.get::<Owned>(entity).is_some() == is_own {
+        return;
     }
-    if is_own && !entity.contains::<Owned>() {
-        for input in inputs.iter() {
-            (input.insert_default)(&mut entity);
-        }
-        entity.insert(Owned);
-    } else if !is_own && entity.contains::<Owned>() {
-        for input in inputs.iter() {
-            (input.remove)(&mut entity);
-        }
-        entity.remove::<Owned>();
+    let inputs = world.resource::<Registry>().inputs.clone();
+    for input in inputs.iter() {
+        let set = match is_own {
+            true => input.insert_default,
+            false => input.remove,
+        };
+        with_entity(world, entity, set);
     }
-    match role {
-        Role::Predicted => {
-            if entity.contains::<Interpolated>() {
-                entity.remove::<Interpolated>();
-            }
-            if !entity.contains::<Predicted>() || !entity.contains::<Simulated>() {
-                entity.insert((Predicted, Simulated));
-            }
+    with_entity(world, entity, |entity| {
+        match is_own {
+            true => entity.insert(Owned),
+            false => entity.remove::<Owned>(),
+        };
+    });
+}
+
+fn mark(world: &mut World, entity: Entity, role: Role) {
+    let is_predicted = role == Role::Predicted;
+    with_entity(world, entity, |entity| {
+        if is_predicted && entity.contains::<Interpolated>() {
+            entity.remove::<Interpolated>();
+        } else if !is_predicted && entity.contains::<Predicted>() {
+            entity.remove::<(Predicted, Simulated)>();
         }
-        Role::Interpolated => {
-            if entity.contains::<Predicted>() {
-                entity.remove::<(Predicted, Simulated)>();
-            }
-            if !entity.contains::<Interpolated>() {
-                entity.insert(Interpolated);
-            }
+    });
+    with_entity(world, entity, |entity| {
+        let is_simulated = entity.contains::<Predicted>() && entity.contains::<Simulated>();
+        if is_predicted && !is_simulated {
+            entity.insert((Predicted, Simulated));
+        } else if !is_predicted && !entity.contains::<Interpolated>() {
+            entity.insert(Interpolated);
         }
-    }
-    is_other
+    });
 }
 
 /// Gives a copy the parent that the server says it has. Where that is not here, it has none; a parent that the game has

@@ -213,8 +213,9 @@ fn pour_all(world: &mut World, from: Entity, to: Entity, tick: Tick) {
     for entry in entries.iter() {
         (entry.client.predict.early.pour)(world, from, to, tick, &mut poured);
     }
-    if let Ok(mut to) = world.get_entity_mut(to) {
-        for remove in poured.removed {
+    for remove in poured.removed {
+        // Observers of what was removed before may have despawned it.
+        if let Ok(mut to) = world.get_entity_mut(to) {
             remove(&mut to);
         }
     }

@@ -154,6 +154,17 @@ pub fn state(net: &mut TestNet, client: TestClientId) -> ConnectionState {
     net.client(client).world().resource::<Connection>().state()
 }
 
+pub fn sessions(net: &mut TestNet) -> usize {
+    let world = net.server.world_mut();
+    world.query::<&Session>().iter(world).count()
+}
+
+/// Where a client's connection stands, and why.
+pub fn reason(net: &mut TestNet, client: TestClientId) -> String {
+    let connection = net.client(client).world().resource::<Connection>();
+    format!("{:?} {:?}", connection.state(), connection.reason())
+}
+
 /// Loses the link, runs, and expects the client to be back.
 pub fn lose_the_link(
     net: &mut TestNet,
@@ -170,14 +181,6 @@ pub fn lose_the_link(
 /// What observers were told, in order: the event, the component, and the tag of the entity if it has one at that moment.
 #[derive(Resource, Default, Debug)]
 pub struct Told(pub Vec<(&'static str, &'static str, Option<u32>)>);
-
-impl Told {
-    /// How often.
-    pub fn count(&self, event: &str, component: &str) -> usize {
-        let is_meant = |told: &&(&str, &str, Option<u32>)| told.0 == event && told.1 == component;
-        self.0.iter().filter(is_meant).count()
-    }
-}
 
 /// Lets observers write down what happens to a component.
 pub fn tell_of<C: Component>(app: &mut App) {

@@ -5,10 +5,12 @@
 
 mod coming_to_be;
 mod disabled;
+#[allow(dead_code)]
 mod game;
 mod hierarchies;
 mod kinds;
 mod lifecycles;
 mod prediction;
 mod references;
+mod ships;
 mod views;

@@ -4,143 +4,10 @@ use std::time::Duration;
 
 use bevy::prelude::*;
 use bevy_tandem::prelude::*;
-use bevy_tandem::testing::{TestClientId, TestNet};
-use serde::{Deserialize, Serialize};
+use bevy_tandem::testing::TestNet;
 
 use crate::game::*;
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
-struct Control {
-    steer: i8,
-    fires: bool,
-}
-
-/// Where a ship is; predicted and not smoothed.
-#[derive(Component, Clone, Debug, PartialEq, Serialize, Deserialize)]
-struct At(f32);
-
-#[derive(Component, Clone, Debug, PartialEq, Serialize, Deserialize)]
-struct Ship;
-
-#[derive(Component, Clone, Debug, PartialEq, Serialize, Deserialize)]
-struct Shot(u16);
-
-/// What a shot trails behind it: a child of its own.
-#[derive(Component, Clone, Debug, PartialEq, Serialize, Deserialize)]
-struct Trail(u8);
-
-/// Predicted, names an entity.
-#[derive(Component, Clone, Debug, PartialEq, Serialize, Deserialize)]
-struct Lock(#[entities] Entity);
-
-/// On a client that believes that its ship is gone.
-#[derive(Resource)]
-struct Believes;
-
-fn ships(app: &mut App) {
-    app.add_input::<Control>();
-    app.replicate::<Tag>();
-    app.replicate::<At>().predict();
-    app.replicate::<Ship>();
-    app.replicate::<Shot>().predict();
-    app.replicate::<Trail>();
-    app.replicate::<Lock>().predict();
-    app.replicate::<Place>().predict().interpolate();
-    app.add_systems(FixedUpdate, (steer, fly, fire, believe).chain());
-    app.add_observer(|joined: On<SessionJoined>, mut commands: Commands| {
-        commands.spawn((Replicated, OwnedBy(joined.entity), Ship, At(0.0)));
-    });
-}
-
-fn steer(mut ships: Query<(&Input<Control>, &mut At), (With<Ship>, With<Simulated>)>) {
-    for (input, mut at) in &mut ships {
-        at.0 += f32::from(input.steer) * 0.125;
-    }
-}
-
-fn fly(mut shots: Query<(Entity, &mut Shot, &mut At), With<Simulated>>, mut commands: Commands) {
-    for (entity, mut shot, mut at) in &mut shots {
-        at.0 += 0.25;
-        shot.0 -= 1;
-        if shot.0 == 0 {
-            commands.entity(entity).despawn();
-        }
-    }
-}
-
-fn fire(
-    ships: Query<(&Input<Control>, &At, &Owner), (With<Ship>, With<Simulated>)>,
-    tick: Res<CurrentTick>,
-    mut commands: Commands,
-) {
-    for (input, at, owner) in &ships {
-        if input.fires {
-            let shot = commands
-                .spawn((
-                    Replicated,
-                    SpawnKey::new(owner.0.0, tick.0, 0),
-                    Shot(120),
-                    At(at.0),
-                ))
-                .id();
-            commands.spawn((
-                Replicated,
-                SpawnKey::new(owner.0.0, tick.0, 1),
-                Trail(1),
-                ChildOf(shot),
-            ));
-        }
-    }
-}
-
-fn believe(
-    ships: Query<Entity, (With<Ship>, With<Predicted>)>,
-    believes: Option<Res<Believes>>,
-    mut commands: Commands,
-) {
-    if believes.is_some() {
-        for ship in &ships {
-            commands.entity(ship).despawn();
-        }
-    }
-}
-
-fn control(net: &mut TestNet, client: TestClientId, steer: i8, fires: bool) {
-    net.client(client)
-        .insert_resource(LocalInput(Control { steer, fires }));
-}
-
-fn own(net: &mut TestNet, client: TestClientId) -> f32 {
-    let world = net.client(client).world_mut();
-    let mut own = world.query_filtered::<&At, (With<Owned>, With<Ship>)>();
-    own.single(world).unwrap().0
-}
-
-fn real(net: &mut TestNet) -> f32 {
-    let world = net.server.world_mut();
-    let mut ships = world.query_filtered::<&At, With<Ship>>();
-    ships.single(world).unwrap().0
-}
-
-fn ship(net: &mut TestNet) -> Entity {
-    let world = net.server.world_mut();
-    let mut ships = world.query_filtered::<Entity, With<Ship>>();
-    ships.single(world).unwrap()
-}
-
-/// Steers for a while: the server moves the ship by what was steered, and the client ends where it is.
-
-fn steering_works(net: &mut TestNet, client: TestClientId) {
-    let before = real(net);
-    control(net, client, 1, false);
-    net.run(Ticks(60));
-    control(net, client, 0, false);
-    net.run(Ticks(90));
-    let moved = real(net) - before;
-    // On a bad link, the first and the last inputs may come late.
-    assert!((moved - 7.5).abs() < 1.5, "moved by {moved}");
-    assert_eq!(own(net, client), real(net));
-}
+use crate::ships::*;
 
 #[test]
 fn a_replay_keeps_what_was_spawned_early_together() {
@@ -554,5 +421,49 @@ fn a_parent_that_only_a_clients_simulation_gives_or_takes_is_put_back() {
                 net.run(Ticks(120));
             }
         }
+    }
+}
+
+#[test]
+fn a_copy_that_an_observer_despawns_when_it_changes_hands_harms_nothing() {
+    fn despawn<E: EntityEvent, C: Component>(on: On<E, C>, mut commands: Commands) {
+        commands.entity(on.event_target()).try_despawn();
+    }
+    let observed: [fn(&mut App); 7] = [
+        |app| {
+            app.add_observer(despawn::<Insert, Owner>);
+        },
+        |app| {
+            app.add_observer(despawn::<Remove, Owner>);
+        },
+        |app| {
+            app.add_observer(despawn::<Add, Input<Control>>);
+        },
+        |app| {
+            app.add_observer(despawn::<Remove, Input<Control>>);
+        },
+        |app| {
+            app.add_observer(despawn::<Add, Owned>);
+        },
+        |app| {
+            app.add_observer(despawn::<Remove, Interpolated>);
+        },
+        |app| {
+            app.add_observer(despawn::<Remove, Predicted>);
+        },
+    ];
+    for observe in observed {
+        let (mut net, ada) = with_ada(ships, clean());
+        let session = net.session(ada).unwrap();
+        let entity = spawn(&mut net, (Tag(5), At(1.0), Place(2.0)));
+        net.run(Ticks(60));
+        assert!(copy(&mut net, ada, 5).is_some());
+        observe(net.client(ada));
+        on_server(&mut net, entity).insert(OwnedBy(session));
+        net.run(Ticks(60));
+        on_server(&mut net, entity).remove::<OwnedBy>();
+        net.run(Ticks(60));
+        assert_eq!(copy(&mut net, ada, 5), None, "the game has despawned it");
+        assert_eq!(state(&mut net, ada), ConnectionState::Connected);
     }
 }
