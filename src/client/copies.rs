@@ -22,6 +22,7 @@ use crate::protocol::layout::{ComponentId, NetId};
 use crate::protocol::replica::{ReplicaEntity, ValueRef};
 use crate::registry::{ComponentRule, Registry, Scratch};
 use crate::replication::{Interpolated, Owned, Owner, Predicted, Replicated, Simulated};
+use crate::schedule::CurrentTick;
 use crate::session::SessionId;
 use crate::tick::Tick;
 
@@ -114,12 +115,15 @@ impl<'a> Finder<'a> {
 }
 
 /// Makes a component of a value that came.
-pub(super) fn load<C: Component + Clone>(
-    world: &World,
+fn load<C: Component + Clone>(world: &World, value: ValueRef, finder: &Finder) -> Option<C> {
+    load_by(world.resource::<ComponentRule<C>>(), value, finder)
+}
+
+pub(super) fn load_by<C: Component + Clone>(
+    rule: &ComponentRule<C>,
     value: ValueRef,
     finder: &Finder,
 ) -> Option<C> {
-    let rule = world.resource::<ComponentRule<C>>();
     rule.load(value, &|net| finder.find(net), &mut |_| {})
 }
 
@@ -285,9 +289,13 @@ pub(super) fn spawn(world: &mut World, net: NetId, tick: Tick) {
         return;
     };
     if local.is_early {
-        if let Ok(mut entity) = world.get_entity_mut(local.entity) {
-            entity.insert(Mirrored);
-        }
+        let Ok(mut entity) = world.get_entity_mut(local.entity) else {
+            // It has come to its end here already, ahead of the server's.
+            let now = world.resource::<CurrentTick>().0;
+            let mut mirror = world.resource_mut::<Mirror>();
+            return mirror.note_despawn(net, now, true);
+        };
+        entity.insert(Mirrored);
         let whole = Update::whole(world.resource::<Mirror>(), net);
         return update(world, &whole, tick);
     }

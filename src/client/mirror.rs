@@ -329,6 +329,17 @@ impl Mirror {
         }
     }
 
+    /// A copy has been despawned, and not by the server's word. It comes back if the server says otherwise and if that was
+    /// a prediction: by the simulation, or of something that is predicted.
+    pub fn note_despawn(&mut self, net: NetId, tick: Tick, is_simulated: bool) {
+        if let Some(local) = self.locals.get_mut(&net)
+            && (is_simulated || local.role == Role::Predicted)
+        {
+            local.gone_since.get_or_insert(tick);
+            self.despawned.insert(net);
+        }
+    }
+
     /// The clock has jumped: what was predicted belongs to other ticks.
     pub fn start_predictions_over(&mut self) {
         for local in self

@@ -21,7 +21,8 @@ use super::mirror::Mirror;
 use super::smooth;
 use super::stats::ClientStats;
 use crate::protocol::layout::{ComponentId, NetId};
-use crate::registry::{ComponentRule, Registry, Scratch};
+use crate::protocol::replica::ReplicaEntity;
+use crate::registry::{ComponentRule, Scratch};
 use crate::replication::{Predicted, Simulated};
 use crate::schedule::{CurrentTick, Replaying};
 use crate::tick::{Tick, Ticks};
@@ -89,15 +90,9 @@ fn note_despawn(
     tick: Res<CurrentTick>,
     mirror: Option<ResMut<Mirror>>,
 ) {
-    let Some(mut mirror) = mirror.filter(|_| simulating.0) else {
-        return;
-    };
-    let mirror = &mut *mirror;
-    if let Some(net) = mirror.net_id(removed.entity)
-        && let Some(local) = mirror.locals.get_mut(&net)
-    {
-        local.gone_since = Some(tick.0);
-        mirror.despawned.insert(net);
+    let Some(mut mirror) = mirror else { return };
+    if let Some(net) = mirror.net_id(removed.entity) {
+        mirror.note_despawn(net, tick.0, simulating.0);
     }
 }
 
@@ -143,6 +138,14 @@ impl<C: Clone + Send + Sync + 'static> History<C> {
         history
     }
 
+    /// Forgets all, and begins with the value of a tick.
+    fn begin(&mut self, tick: Tick, value: Option<C>) {
+        self.values.clear();
+        self.values.push_back(value);
+        self.start = tick;
+        self.is_inserted = false;
+    }
+
     fn inserted(tick: Tick, value: C) -> Self {
         Self {
             start: tick,
@@ -182,7 +185,8 @@ impl<C: Clone + Send + Sync + 'static> History<C> {
 /// Prediction of one component type.
 #[derive(Clone, Copy)]
 pub(crate) struct PredictionFns {
-    compare: fn(&World, &Confirmed, &mut Scratch) -> Comparison,
+    /// Compares it on all copies that are not known to be wrong.
+    compare: for<'w> fn(&'w World, ComponentId, &mut [Check<'w>], &mut Comparing),
     /// Sets the component to what the server says it was, if the copy has it, and begins its history there; else says
     /// what has to be done together with others.
     adopt: fn(&mut World, &Confirmed) -> Adoption,
@@ -209,11 +213,24 @@ pub(super) struct Confirmed {
     tick: Tick,
 }
 
-/// How a prediction compares with what the server says.
-struct Comparison {
+/// A copy whose predictions are compared with what the server says.
+pub(super) struct Check<'w> {
+    net: NetId,
+    entity: Entity,
+    known: &'w ReplicaEntity,
+    /// The tick of which that is known.
+    tick: Tick,
+    /// It was not predicted yet.
+    is_fresh: bool,
     is_wrong: bool,
-    /// Distance in units, where the component has one.
-    error: Option<f32>,
+}
+
+/// What comparing needs, and finds.
+#[derive(Default)]
+pub(super) struct Comparing {
+    scratch: Scratch,
+    /// Distances in units, where components have such.
+    errors: Vec<f32>,
 }
 
 /// What is left to be done for a component whose state is taken over.
@@ -230,7 +247,8 @@ impl PredictionFns {
             compare: compare::<C>,
             adopt: adopt::<C>,
             assemble: |world, confirmed, out| {
-                if let Stated::Is(value) = state_of::<C>(world, confirmed) {
+                let rule = world.resource::<ComponentRule<C>>();
+                if let Stated::Is(value) = state_of(world, rule, confirmed) {
                     let history = History::begun(confirmed.tick, value.clone());
                     copies::push(world, history, out);
                     copies::push(world, value, out);
@@ -315,77 +333,93 @@ enum Stated<C> {
     Unknown,
 }
 
-fn state_of<C: Component + Clone>(world: &World, confirmed: &Confirmed) -> Stated<C> {
+fn state_of<C: Component + Clone>(
+    world: &World,
+    rule: &ComponentRule<C>,
+    confirmed: &Confirmed,
+) -> Stated<C> {
     let mirror = world.resource::<Mirror>();
     let Some(entity) = mirror.replica.entity(confirmed.net) else {
         return Stated::Absent;
     };
     match entity.value(confirmed.component) {
         Some(value) => {
-            copies::load(world, value, &Finder::new(mirror)).map_or(Stated::Unknown, Stated::Is)
+            let value = copies::load_by(rule, value, &Finder::new(mirror));
+            value.map_or(Stated::Unknown, Stated::Is)
         }
         None if entity.has(confirmed.component) => Stated::Unknown,
         None => Stated::Absent,
     }
 }
 
-fn compare<C: Component + Clone>(
-    world: &World,
-    confirmed: &Confirmed,
-    scratch: &mut Scratch,
-) -> Comparison {
-    let verdict = |is_wrong| Comparison {
-        is_wrong,
-        error: None,
-    };
-    let state = state_of::<C>(world, confirmed);
-    let Some(history) = world.get::<History<C>>(confirmed.entity) else {
-        return verdict(matches!(state, Stated::Is(_)));
-    };
-    let Some(predicted) = history.at(confirmed.tick) else {
-        return verdict(false);
-    };
-    match (state, predicted) {
-        (Stated::Unknown, _) | (Stated::Absent, None) => verdict(false),
-        (Stated::Is(value), Some(predicted)) => {
-            let mirror = world.resource::<Mirror>();
-            let entity = mirror.replica.entity(confirmed.net);
-            let Some(raw) = entity.and_then(|entity| entity.value(confirmed.component)) else {
-                return verdict(false);
-            };
-            let rule = world.resource::<ComponentRule<C>>();
-            Comparison {
-                is_wrong: rule.is_wrong(raw, &value, predicted, scratch),
-                error: rule
-                    .blend_fns()
-                    .map(|blend| (blend.distance)(&value, predicted)),
-            }
+fn compare<'w, C: Component + Clone>(
+    world: &'w World,
+    component: ComponentId,
+    checks: &mut [Check<'w>],
+    comparing: &mut Comparing,
+) {
+    let rule = world.resource::<ComponentRule<C>>();
+    let finder = Finder::new(world.resource::<Mirror>());
+    for check in checks.iter_mut().filter(|check| !check.is_fresh) {
+        let stated = check.known.value(component);
+        let predicted = match world.get::<History<C>>(check.entity) {
+            Some(history) => history.at(check.tick),
+            None => Some(None),
+        };
+        let (is_wrong, error) = match (stated, predicted) {
+            // Not known any more.
+            (_, None) => (false, None),
+            (Some(stated), Some(Some(predicted))) => match copies::load_by(rule, stated, &finder) {
+                Some(value) => (
+                    rule.is_wrong(stated, &value, predicted, &mut comparing.scratch),
+                    rule.blend_fns()
+                        .map(|blend| (blend.distance)(&value, predicted)),
+                ),
+                None => (false, None),
+            },
+            (Some(_), Some(None)) => (true, None),
+            // Its value may still be on its way.
+            (None, Some(Some(_))) => (!check.known.has(component), None),
+            (None, Some(None)) => (false, None),
+        };
+        if is_wrong {
+            debug!(
+                "`{}` of {}: the prediction for tick {} was wrong, by {error:?} units",
+                std::any::type_name::<C>(),
+                check.entity,
+                check.tick,
+            );
         }
-        _ => verdict(true),
+        check.is_wrong |= is_wrong;
+        comparing.errors.extend(error);
     }
 }
 
 fn adopt<C: Component + Clone>(world: &mut World, confirmed: &Confirmed) -> Adoption {
-    let state = state_of::<C>(world, confirmed);
-    let set = world.resource::<ComponentRule<C>>().setter();
+    let rule = world.resource::<ComponentRule<C>>();
+    let state = state_of(world, rule, confirmed);
+    let set = rule.setter();
     let Ok(mut entity) = world.get_entity_mut(confirmed.entity) else {
         return Adoption::Done;
     };
     match state {
         Stated::Is(value) if entity.contains::<C>() => {
-            entity.insert(History::begun(confirmed.tick, value.clone()));
+            match entity.get_mut::<History<C>>() {
+                Some(mut history) => history.begin(confirmed.tick, Some(value.clone())),
+                None => {
+                    entity.insert(History::begun(confirmed.tick, value.clone()));
+                }
+            }
             set(&mut entity, value);
             Adoption::Done
         }
         Stated::Is(_) => Adoption::Insert,
         Stated::Absent => {
-            let is_known = entity.contains::<History<C>>();
-            if is_known {
-                let mut adopted = History::<C>::new(confirmed.tick);
-                adopted.record(confirmed.tick, None);
-                entity.insert(adopted);
+            let mut history = entity.get_mut::<History<C>>();
+            if let Some(history) = &mut history {
+                history.begin(confirmed.tick, None);
             }
-            match is_known && entity.contains::<C>() {
+            match history.is_some() && entity.contains::<C>() {
                 true => Adoption::Remove,
                 false => Adoption::Done,
             }
@@ -438,7 +472,7 @@ pub(super) fn reconcile(world: &mut World) {
         return;
     }
     let now = world.resource::<CurrentTick>().0;
-    revive(world, now);
+    revive(world);
     put_back_parents(world);
     if let Some(mistakes) = find_mistakes(world, &entries, now) {
         correct(world, &entries, &mistakes, now);
@@ -456,37 +490,24 @@ fn correct(
     let max_rollback = world.resource::<PredictionSettings>().max_rollback;
     if distance < 0 || distance > max_rollback.0.cast_signed() {
         // Too far back to replay, or ahead of this client, whose clock is being set: take it as it is.
-        for &(net, entity) in &mistakes.entities {
+        for (&entity, &(net, _)) in &mistakes.copies {
             adopt_all(world, entries, net, entity, now);
         }
         world.resource_mut::<ClientStats>().snaps += u64::from(mistakes.is_real && distance > 0);
         return;
     }
-    let wrong: HashMap<_, _> = mistakes
-        .entities
-        .iter()
-        .map(|&(net, entity)| (entity, net))
-        .collect();
-    replay(world, entries, mistakes.since, now, &wrong);
+    replay(world, entries, mistakes.since, now, &mistakes.copies);
     let mut stats = world.resource_mut::<ClientStats>();
     stats.reconciliations += u64::from(mistakes.is_real);
     stats.replayed_ticks += distance.unsigned_abs() as u64;
 }
 
 /// Brings back what this client's simulation has despawned and the server's has not.
-fn revive(world: &mut World, now: Tick) {
-    world.resource_scope(|world, mut mirror: Mut<Mirror>| {
-        let mirror = &mut *mirror;
-        for net in &mirror.predicted {
-            if let Some(local) = mirror.locals.get_mut(net)
-                && world.get_entity(local.entity).is_err()
-            {
-                local.gone_since.get_or_insert(now);
-                mirror.despawned.insert(*net);
-            }
-        }
-    });
+fn revive(world: &mut World) {
     let mirror = world.resource::<Mirror>();
+    if mirror.despawned.is_empty() {
+        return;
+    }
     let mistaken: Vec<_> = mirror
         .despawned
         .iter()
@@ -507,6 +528,9 @@ fn revive(world: &mut World, now: Tick) {
 /// Gives copies the server's parents again where this client's simulation has given them others.
 fn put_back_parents(world: &mut World) {
     let mirror = &mut *world.resource_mut::<Mirror>();
+    if mirror.moved.is_empty() {
+        return;
+    }
     let replica = &mirror.replica;
     let judged = mirror.moved.extract_if(|net, moved| {
         let confirmed = replica.confirmed(*net);
@@ -526,7 +550,8 @@ fn put_back_parents(world: &mut World) {
 struct Mistakes {
     /// The earliest tick from which something has to be replayed.
     since: Tick,
-    entities: Vec<(NetId, Entity)>,
+    /// Which copies, and of which tick their state is known.
+    copies: HashMap<Entity, (NetId, Tick)>,
     /// Whether a prediction was wrong, rather than not made yet.
     is_real: bool,
 }
@@ -536,63 +561,53 @@ fn find_mistakes(
     entries: &[(ComponentId, PredictionFns)],
     now: Tick,
 ) -> Option<Mistakes> {
-    let mut mistakes: Option<Mistakes> = None;
-    let mut errors = Vec::new();
-    let mut checked = Vec::new();
-    let mut scratch = Scratch::default();
-    let mirror = world.resource::<Mirror>();
+    let mut comparing = Comparing::default();
+    let mut checks = due_checks(world.resource::<Mirror>(), now);
+    for (component, fns) in entries {
+        (fns.compare)(world, *component, &mut checks, &mut comparing);
+    }
+    let wrong = checks.iter().filter(|check| check.is_wrong);
+    let since = wrong.clone().map(|check| check.tick).reduce(Tick::earliest);
+    let mistakes = since.map(|since| Mistakes {
+        since,
+        is_real: wrong.clone().any(|check| !check.is_fresh),
+        copies: wrong
+            .map(|check| (check.entity, (check.net, check.tick)))
+            .collect(),
+    });
+    let checked: Vec<_> = checks.iter().map(|check| (check.net, check.tick)).collect();
+    let mut mirror = world.resource_mut::<Mirror>();
+    for (net, tick) in checked {
+        mirror.note_checked(net, tick);
+    }
+    let mut stats = world.resource_mut::<ClientStats>();
+    for error in comparing.errors {
+        stats.prediction_error.record(f64::from(error));
+    }
+    mistakes
+}
+
+/// The predicted copies of which something was heard since they were last compared.
+fn due_checks(mirror: &Mirror, now: Tick) -> Vec<Check<'_>> {
+    let mut checks = Vec::with_capacity(mirror.predicted.len());
     for (net, local) in mirror.predicted() {
-        let Some(tick) = mirror.replica().confirmed(net) else {
+        let Some((known, tick)) = mirror.replica.known(net) else {
             continue;
         };
         // What is not there (any more) is no mistake until the server contradicts: see `revive`.
         if local.checked == Some(tick) || local.gone_since.is_some() {
             continue;
         }
-        checked.push((net, tick));
-        let mut is_wrong = local.is_fresh || tick.is_newer_than(now);
-        if !is_wrong {
-            for &(component, fns) in entries {
-                let entity = local.entity;
-                let confirmed = Confirmed {
-                    net,
-                    component,
-                    entity,
-                    tick,
-                };
-                let comparison = (fns.compare)(world, &confirmed, &mut scratch);
-                if comparison.is_wrong {
-                    debug!(
-                        "{} of {entity}: the prediction for tick {tick} was wrong, by {:?} units",
-                        world.resource::<Registry>().components[usize::from(component.0)].name,
-                        comparison.error,
-                    );
-                }
-                is_wrong |= comparison.is_wrong;
-                errors.extend(comparison.error);
-            }
-        }
-        if is_wrong {
-            let is_real = !local.is_fresh;
-            let found = mistakes.get_or_insert(Mistakes {
-                since: tick,
-                entities: Vec::new(),
-                is_real,
-            });
-            found.since = found.since.earliest(tick);
-            found.is_real |= is_real;
-            found.entities.push((net, local.entity));
-        }
+        checks.push(Check {
+            net,
+            entity: local.entity,
+            known,
+            tick,
+            is_fresh: local.is_fresh,
+            is_wrong: local.is_fresh || tick.is_newer_than(now),
+        });
     }
-    let mut mirror = world.resource_mut::<Mirror>();
-    for (net, tick) in checked {
-        mirror.note_checked(net, tick);
-    }
-    let mut stats = world.resource_mut::<ClientStats>();
-    for error in errors {
-        stats.prediction_error.record(f64::from(error));
-    }
-    mistakes
+    checks
 }
 
 /// Makes of a copy what the server says it was: values in place, then what is removed, then what is inserted, together.
@@ -637,7 +652,7 @@ fn replay(
     entries: &[(ComponentId, PredictionFns)],
     since: Tick,
     now: Tick,
-    wrong: &HashMap<Entity, NetId>,
+    wrong: &HashMap<Entity, (NetId, Tick)>,
 ) {
     let mut predicted = world.query_filtered::<Entity, With<Predicted>>();
     let entities: Vec<_> = predicted.iter(world).collect();
@@ -682,7 +697,7 @@ fn go_back(
     entries: &[(ComponentId, PredictionFns)],
     entities: &[Entity],
     since: Tick,
-    wrong: &HashMap<Entity, NetId>,
+    wrong: &HashMap<Entity, (NetId, Tick)>,
 ) -> Vec<(Tick, Entity)> {
     let mut unborn = Vec::new();
     let mut scratch = Scratch::default();
@@ -692,10 +707,9 @@ fn go_back(
                 (fns.before_replay)(&mut entity);
             }
         }
-        let wrong = wrong.get(&entity).copied();
-        let is_known = |net| world.resource::<Mirror>().replica().confirmed(net) == Some(since);
         // What came for a later tick than others is compared again with the next snapshot.
-        if let Some(net) = wrong.filter(|net| is_known(*net)) {
+        let is_known = |&&(_, tick): &&(NetId, Tick)| tick == since;
+        if let Some(&(net, _)) = wrong.get(&entity).filter(is_known) {
             adopt_all(world, entries, net, entity, since);
             continue;
         }

@@ -8,7 +8,7 @@
 //! then on, so the whole epoch is given up: the server is asked to start over, and what comes in a new epoch builds on
 //! nothing from before.
 
-use bevy::platform::collections::{HashMap, HashSet};
+use bevy::platform::collections::HashMap;
 use bytes::Bytes;
 
 use super::layout::{ComponentId, History, Layout, Layouts, Meta, NetId};
@@ -46,8 +46,6 @@ struct Draft {
     values: Vec<DraftValue>,
     words: Vec<u32>,
     inline: Vec<Bytes>,
-    /// The indices of all records.
-    mentioned: HashSet<u32>,
     /// Entities that are not held yet.
     spawned: usize,
 }
@@ -265,11 +263,14 @@ impl Replica {
     /// The tick of which an entity's values are known to be the server's: its values have not changed from when they
     /// were received until then.
     pub fn confirmed(&self, net: NetId) -> Option<Tick> {
-        let mentioned = self.entity(net)?.mentioned;
-        Some(
-            self.newest_complete
-                .map_or(mentioned, |complete| complete.latest(mentioned)),
-        )
+        self.known(net).map(|(_, confirmed)| confirmed)
+    }
+
+    /// An entity, and the tick for which it is [confirmed](Self::confirmed).
+    pub fn known(&self, net: NetId) -> Option<(&ReplicaEntity, Tick)> {
+        let entity = self.entity(net)?;
+        let complete = self.newest_complete.unwrap_or(entity.mentioned);
+        Some((entity, complete.latest(entity.mentioned)))
     }
 
     /// Takes a snapshot; what it did is appended to `changes`.
@@ -348,7 +349,8 @@ impl Replica {
         for &index in &draft.gone {
             // What left one place may have entered another, in whichever order they are told. Values that came early
             // stay: they may be for when it comes back.
-            if !draft.mentioned.contains(&index)
+            let is_mentioned = |entity: &ReplicaEntity| entity.mentioned == header.tick;
+            if !self.entities.get(&index).is_some_and(is_mentioned)
                 && let Some(entity) = self.entities.remove(&index)
             {
                 changes.push(Change::Despawned(NetId::new(index, entity.generation)));
@@ -462,7 +464,6 @@ impl Draft {
         self.values.clear();
         self.words.clear();
         self.inline.clear();
-        self.mentioned.clear();
         self.spawned = 0;
     }
 
@@ -481,9 +482,6 @@ impl Draft {
             let mut ids = IdCoder::default();
             while input.read_bit()? {
                 let index = ids.read(input)?;
-                if !self.mentioned.insert(index) {
-                    return Err(WireError::InvalidValue("an entity that is told twice").into());
-                }
                 self.read_record(replica, header, index, input)?;
             }
         }

@@ -947,6 +947,9 @@ fn by_priority(archive: &Archive, partition: PartitionId) -> Vec<(NetId, &Record
 
 /// Whether it is known not to fit a snapshot with so much room even alone.
 fn is_oversized(oversized: &HashMap<NetId, (Tick, usize)>, pass: Pass, net: NetId) -> bool {
+    if oversized.is_empty() {
+        return false;
+    }
     let is_same = |changed| {
         let record = pass.archive.record(net);
         record.is_some_and(|record| record.changed == changed)
