@@ -237,7 +237,7 @@ fn snapshots_neither_panic_nor_make_the_client_hold_much() {
             && let Some(byte) = bytes.get_mut(2)
             && rng.u8(0..10) > 0
         {
-            *byte = *byte & 0xf0 | (given_up + 1) % 16;
+            *byte = (*byte & 0xf0) | ((given_up + 1) % 16);
         }
         let (outcome, peak) = peak_of(|| {
             let mut changes = Vec::new();
