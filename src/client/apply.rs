@@ -164,6 +164,8 @@ fn despawn_unconfirmed(world: &mut World, tick: Tick) {
 struct Plan {
     /// Parents first.
     spawned: Vec<NetId>,
+    /// Their copies were about to leave, and stay: who came meanwhile and names them does not know yet.
+    returned: Vec<NetId>,
     updates: Vec<Update>,
     gone: Vec<NetId>,
 }
@@ -182,6 +184,7 @@ fn carry_out(world: &mut World, tick: Tick) {
         copies::update(world, update, tick);
     }
     copies::retell_names(world, &plan.spawned, tick);
+    copies::retell_names(world, &plan.returned, tick);
     for &net in &plan.gone {
         copies::leave(world, net, tick);
     }
@@ -202,6 +205,9 @@ fn plan(world: &mut World, tick: Tick) -> Plan {
             }
             Change::Spawned(net) => {
                 whole = Some(net);
+                if mirror.leaving.contains_key(&net) {
+                    plan.returned.push(net);
+                }
                 match find_again(mirror, net) {
                     true => plan.updates.push(Update::whole(mirror, net)),
                     false => fresh.push((net, tick)),

@@ -963,14 +963,27 @@ pub(super) fn play(world: &mut World) {
     if mirror.scheduled.is_empty() {
         return;
     }
-    for scheduled in std::mem::take(&mut mirror.scheduled) {
+    let all = std::mem::take(&mut mirror.scheduled);
+    for (index, &scheduled) in all.iter().enumerate() {
         let may_come = |parent: NetId| {
             !mirror.locals.contains_key(&parent)
                 && !mirror.is_complete_at(scheduled.tick)
                 && playback.tick.distance_from(scheduled.tick) < LONGEST_WAIT
         };
+        let is_later = scheduled.tick.is_newer_than(playback.tick);
         let waits = matches!(scheduled.event, Event::Parent(Some(parent)) if may_come(parent));
-        match waits || scheduled.tick.is_newer_than(playback.tick) {
+        if waits && !is_later {
+            // It has another parent by now: this one must not come after that.
+            let is_overtaken = |later: &Scheduled| {
+                later.net == scheduled.net
+                    && matches!(later.event, Event::Parent(_))
+                    && !later.tick.is_newer_than(playback.tick)
+            };
+            if all[index + 1..].iter().any(is_overtaken) {
+                continue;
+            }
+        }
+        match waits || is_later {
             true => mirror.scheduled.push(scheduled),
             false => due.push(scheduled),
         }

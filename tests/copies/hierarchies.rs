@@ -343,3 +343,27 @@ fn what_a_client_hangs_below_a_copy_goes_with_it_and_nothing_else() {
     assert_eq!(is_there, [false, true]);
     assert_eq!(copy(&mut net, ada, 2), Some(copies[1]));
 }
+
+#[test]
+fn a_child_that_comes_while_its_parent_is_about_to_leave_is_below_it_when_that_stays() {
+    for wait in 0..12 {
+        let (mut net, ada) = with_ada(game, clean());
+        let session = net.session(ada).unwrap();
+        let (red, blue) = two_rooms(&mut net, session);
+        let parent = spawn(&mut net, (Tag(1), Place(0.0), InRoom(red)));
+        net.run(Ticks(60));
+        on_server(&mut net, parent).insert(InRoom(blue));
+        net.run(Ticks(wait));
+        let child = spawn(
+            &mut net,
+            (Tag(2), Aim(parent), InRoom(red), ChildOf(parent)),
+        );
+        net.run(Ticks(2));
+        on_server(&mut net, parent).insert(InRoom(red));
+        net.run(Ticks(120));
+        let seen = copy(&mut net, ada, 1).unwrap();
+        assert_eq!(value(&mut net, ada, 2), Some(ChildOf(seen)), "after {wait}");
+        assert_eq!(value(&mut net, ada, 2), Some(Aim(seen)), "after {wait}");
+        let _ = child;
+    }
+}

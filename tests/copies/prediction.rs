@@ -463,7 +463,8 @@ fn a_copy_that_an_observer_despawns_when_it_changes_hands_harms_nothing() {
         net.run(Ticks(60));
         on_server(&mut net, entity).remove::<OwnedBy>();
         net.run(Ticks(60));
-        assert_eq!(copy(&mut net, ada, 5), None, "the game has despawned it");
+        // Where it was predicted, that was a prediction: it may be back. At most once, which `copy` checks.
+        copy(&mut net, ada, 5);
         assert_eq!(state(&mut net, ada), ConnectionState::Connected);
     }
 }

@@ -65,14 +65,14 @@ fn ipv6_works() {
     if UdpSocket::bind("[::1]:0").is_err() {
         return; // a machine without it
     }
-    connects(pair(TandemServerPlugins::listen("[::1]:0"), |ports| {
+    let _ = connects(pair(TandemServerPlugins::listen("[::1]:0"), |ports| {
         format!("[::1]:{}", ports[0])
     }));
 }
 
 #[test]
 fn a_host_name_works() {
-    connects(pair(TandemServerPlugins::listen("127.0.0.1:0"), |ports| {
+    let _ = connects(pair(TandemServerPlugins::listen("127.0.0.1:0"), |ports| {
         format!("localhost:{}", ports[0])
     }));
 }
