@@ -175,9 +175,9 @@ pub struct Taken {
     pub complete: bool,
 }
 
-/// Values that came before the snapshot which mentions them.
+/// Values that have come as messages, since they may come before the snapshot which mentions them.
 ///
-/// Some are never mentioned, since their entities have gone. So values are held in two generations: when the newer one
+/// Some are never mentioned, since their entities have gone, and some twice. So values are held in two generations: when the newer one
 /// is full, the older is dropped.
 #[derive(Debug, Default)]
 struct EarlyValues {
@@ -192,7 +192,7 @@ impl EarlyValues {
 
     fn insert(&mut self, value: ApartValue) {
         let key = (value.net, value.component);
-        self.take(key);
+        self.forget(key);
         let bytes = Self::held_bytes(&value);
         if self.newer_bytes + bytes > Self::MAX_BYTES {
             self.older = std::mem::take(&mut self.newer);
@@ -202,12 +202,15 @@ impl EarlyValues {
         self.newer.insert(key, value);
     }
 
-    fn take(&mut self, key: (NetId, ComponentId)) -> Option<ApartValue> {
+    fn get(&self, key: (NetId, ComponentId)) -> Option<&ApartValue> {
+        self.newer.get(&key).or_else(|| self.older.get(&key))
+    }
+
+    fn forget(&mut self, key: (NetId, ComponentId)) {
         if let Some(value) = self.newer.remove(&key) {
             self.newer_bytes -= Self::held_bytes(&value);
-            return Some(value);
         }
-        self.older.remove(&key)
+        self.older.remove(&key);
     }
 
     fn held_bytes(value: &ApartValue) -> usize {
@@ -405,20 +408,27 @@ impl Replica {
             }
         }
         for id in awaited {
-            if let Some(early) = self.early.take((net, id)) {
-                self.handle_apart(early, changes);
+            if let Some(early) = self.early.get((net, id)).cloned() {
+                self.fill(early, changes);
             }
         }
     }
 
     /// Takes a value that was too large for a snapshot.
     pub fn handle_apart(&mut self, value: ApartValue, changes: &mut Vec<Change>) {
-        let key = (value.net, value.component);
+        // It is kept also where it fits: it may have been meant for when the entity comes back, or is told anew, and have
+        // overtaken the snapshot that says so.
+        self.early.insert(value.clone());
+        self.fill(value, changes);
+    }
+
+    /// Puts a value where it is awaited.
+    fn fill(&mut self, value: ApartValue, changes: &mut Vec<Change>) {
         let slot = self
             .entities
             .get_mut(&value.net.index())
             .filter(|entity| entity.generation == value.net.generation())
-            .and_then(|entity| entity.component_mut(key.1))
+            .and_then(|entity| entity.component_mut(value.component))
             .map(|component| &mut component.value);
         if let Some(slot) = slot
             && matches!(slot, Value::Awaited { version } if *version == value.version)
@@ -427,12 +437,8 @@ impl Replica {
                 bytes: value.bytes,
                 version: Some(value.version),
             };
-            changes.push(Change::Set(key.0, key.1));
-            return;
+            changes.push(Change::Set(value.net, value.component));
         }
-        // Also one that is here already is kept: it is sent again for an entity that went and came back, and may
-        // overtake the snapshot in which it goes.
-        self.early.insert(value);
     }
 
     /// Sees to it that the entity with this index is the one that is meant.
@@ -778,7 +784,7 @@ mod tests {
         }
         let held = replica.early.newer.len() + replica.early.older.len();
         assert!(held * size_of::<ApartValue>() <= 2 * EarlyValues::MAX_BYTES);
-        let newest = replica.early.take((NetId::new(399_999, 0), ComponentId(0)));
+        let newest = replica.early.get((NetId::new(399_999, 0), ComponentId(0)));
         assert!(newest.is_some(), "the newest are the ones that are kept");
     }
 }
