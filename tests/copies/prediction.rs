@@ -297,7 +297,7 @@ fn a_large_predicted_component_keeps_its_value_until_the_next_has_come() {
         net.client(ada).insert_resource(Gaps::default());
         for n in 1..20 {
             change::<Big>(&mut net, entity, |big| {
-                big.0 = vec![n; 4_000 + usize::from(n)]
+                big.0 = vec![n; 4_000 + usize::from(n)];
             });
             // Corrections and replays meanwhile.
             change::<At>(&mut net, entity, |at| at.0 += 1.0);

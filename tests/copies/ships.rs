@@ -130,7 +130,6 @@ pub fn ship(net: &mut TestNet) -> Entity {
 }
 
 /// Steers for a while: the server moves the ship by what was steered, and the client ends where it is.
-
 pub fn steering_works(net: &mut TestNet, client: TestClientId) {
     let before = real(net);
     control(net, client, 1, false);
