@@ -48,7 +48,7 @@ use bevy::prelude::*;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::client::copies;
+use crate::client::component;
 use crate::message::MapEntity;
 use crate::protocol::layout::NetId;
 use crate::registry::{FromNet, ToNet};
@@ -272,7 +272,7 @@ pub(crate) fn entry<I: NetInput>(is_mapped: bool) -> InputEntry {
         insert_default: |entity| {
             entity.insert_if_new(Input::<I>(I::default()));
         },
-        assemble_default: |world, out| copies::push(world, Input::<I>(I::default()), out),
+        assemble_default: |world, out| component::push(world, Input::<I>(I::default()), out),
         remove: |entity| {
             entity.remove::<Input<I>>();
         },

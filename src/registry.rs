@@ -771,7 +771,7 @@ pub(crate) struct ComponentEntry {
     pub install_client: fn(&mut App),
     #[cfg(not(target_family = "wasm"))]
     pub server: server::collect::ComponentFns,
-    pub client: client::copies::ComponentFns,
+    pub client: client::component::ComponentFns,
 }
 
 impl Registry {
@@ -893,7 +893,7 @@ where
         install_client: client::apply::install::<C>,
         #[cfg(not(target_family = "wasm"))]
         server: server::collect::ComponentFns::of::<C>(),
-        client: client::copies::ComponentFns::of::<C>(),
+        client: client::component::ComponentFns::of::<C>(),
     };
     let id = Registry::of(app).push_component(entry);
     app.insert_resource(ComponentRule::<C> {

@@ -7,6 +7,7 @@
 use bevy::platform::collections::{HashMap, HashSet};
 use bevy::prelude::*;
 
+use super::component;
 use super::connection::connected;
 use super::copies::{self, Update};
 use super::early;
@@ -37,7 +38,7 @@ impl Plugin for ReplicationPlugin {
 
     fn finish(&self, app: &mut App) {
         let layouts = Registry::freeze(app);
-        copies::register(app.world_mut());
+        component::register(app.world_mut());
         let mirror = Mirror::new(app.world_mut(), layouts);
         app.insert_resource(mirror);
         for entry in app.world().resource::<Registry>().components.clone().iter() {

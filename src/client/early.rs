@@ -9,6 +9,7 @@ use bevy::ecs::entity::{EntityHashMap, EntityHashSet};
 use bevy::platform::collections::{HashMap, HashSet};
 use bevy::prelude::*;
 
+use super::component;
 use super::copies::{self, Mirrored};
 use super::mirror::Mirror;
 use super::predict::{History, MAX_HISTORY};
@@ -109,9 +110,9 @@ fn pour<C: Component + Clone>(
             return;
         }
     }
-    poured
-        .inserted
-        .push(Box::new(move |world, out| copies::push(world, value, out)));
+    poured.inserted.push(Box::new(move |world, out| {
+        component::push(world, value, out)
+    }));
 }
 
 fn rename<C: Component + Clone>(world: &mut World, entity: Entity, names: &EntityHashMap<Entity>) {
@@ -219,8 +220,8 @@ fn pour_all(world: &mut World, from: Entity, to: Entity, tick: Tick) {
             remove(&mut to);
         }
     }
-    copies::insert(world, to, |world, out| {
-        copies::push(world, Simulated, out);
+    component::insert(world, to, |world, out| {
+        component::push(world, Simulated, out);
         for insert in poured.inserted {
             insert(world, out);
         }

@@ -10,6 +10,7 @@ use bevy::ecs::bundle::BundleWriter;
 use bevy::ecs::component::Mutable;
 use bevy::prelude::*;
 
+use super::component;
 use super::connection::connected;
 use super::copies;
 use super::link::Link;
@@ -112,7 +113,7 @@ pub(super) fn assemble_drawn<C: Component + Clone>(
     let buffer = world.get::<Buffer<C>>(entity);
     let value = buffer.and_then(|buffer| buffer.0.sample(at).blend(|a, _, _| a.clone()));
     if let Some(value) = value {
-        copies::push(world, value, out);
+        component::push(world, value, out);
     }
 }
 

@@ -17,9 +17,10 @@ use crate::transport::{LinkConditions, TransportKind};
 
 pub(crate) mod apply;
 mod arrivals;
+pub(crate) mod component;
 mod connect;
 pub(crate) mod connection;
-pub(crate) mod copies;
+mod copies;
 mod early;
 mod farewell;
 mod inputs;

@@ -15,7 +15,8 @@ use bevy::platform::collections::HashMap;
 use bevy::prelude::*;
 use smallvec::SmallVec;
 
-use super::copies::{self, Finder, Mirrored};
+use super::component::{self, Finder};
+use super::copies::{self, Mirrored};
 use super::early::{self, EarlyCopies};
 use super::mirror::Mirror;
 use super::smooth;
@@ -250,8 +251,8 @@ impl PredictionFns {
                 let rule = world.resource::<ComponentRule<C>>();
                 if let Stated::Is(value) = state_of(world, rule, confirmed) {
                     let history = History::begun(confirmed.tick, value.clone());
-                    copies::push(world, history, out);
-                    copies::push(world, value, out);
+                    component::push(world, history, out);
+                    component::push(world, value, out);
                 }
             },
             remove: |entity| {
@@ -344,7 +345,7 @@ fn state_of<C: Component + Clone>(
     };
     match entity.value(confirmed.component) {
         Some(value) => {
-            let value = copies::load_by(rule, value, &Finder::new(mirror));
+            let value = component::load_by(rule, value, &Finder::new(mirror));
             value.map_or(Stated::Unknown, Stated::Is)
         }
         None if entity.has(confirmed.component) => Stated::Unknown,
@@ -369,14 +370,16 @@ fn compare<'w, C: Component + Clone>(
         let (is_wrong, error) = match (stated, predicted) {
             // Not known any more.
             (_, None) => (false, None),
-            (Some(stated), Some(Some(predicted))) => match copies::load_by(rule, stated, &finder) {
-                Some(value) => (
-                    rule.is_wrong(stated, &value, predicted, &mut comparing.scratch),
-                    rule.blend_fns()
-                        .map(|blend| (blend.distance)(&value, predicted)),
-                ),
-                None => (false, None),
-            },
+            (Some(stated), Some(Some(predicted))) => {
+                match component::load_by(rule, stated, &finder) {
+                    Some(value) => (
+                        rule.is_wrong(stated, &value, predicted, &mut comparing.scratch),
+                        rule.blend_fns()
+                            .map(|blend| (blend.distance)(&value, predicted)),
+                    ),
+                    None => (false, None),
+                }
+            }
             (Some(_), Some(None)) => (true, None),
             // Its value may still be on its way.
             (None, Some(Some(_))) => (!check.known.has(component), None),
@@ -638,7 +641,7 @@ fn adopt_all(
         }
     }
     if of_kind(Adoption::Insert).next().is_some() {
-        copies::insert(world, entity, |world, out| {
+        component::insert(world, entity, |world, out| {
             for (id, fns, _) in of_kind(Adoption::Insert) {
                 (fns.assemble)(world, &at(*id), out);
             }
