@@ -111,7 +111,7 @@ fn pour<C: Component + Clone>(
         }
     }
     poured.inserted.push(Box::new(move |world, out| {
-        component::push(world, value, out)
+        component::push(world, value, out);
     }));
 }
 

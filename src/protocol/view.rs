@@ -386,7 +386,7 @@ impl View {
     /// despawned, and the past of what changed. It had better [start over](Self::start_over) then.
     ///
     /// 1,200 ticks are longer than links take to recover, if they do. When much is despawned, it is as many as
-    /// [`Self::MAX_RETIRED`] ids allow, but at least two seconds.
+    /// 16,384 ids allow, but at least two seconds.
     pub fn is_left_behind(&self, archive: &Archive, now: Tick) -> bool {
         let behind = now.distance_from(self.forgotten_before());
         let limit = match archive.retired() > Self::MAX_RETIRED {
