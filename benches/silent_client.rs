@@ -94,7 +94,7 @@ impl Server {
             }
             self.spawn();
         }
-        let words = [self.tick.0 & 0xffff, 7, self.tick.0 / 3 & 0xffff];
+        let words = [self.tick.0 & 0xffff, 7, (self.tick.0 / 3) & 0xffff];
         for index in 0..MOVING {
             let net = self.entities[ENTITIES / 2 + index];
             self.archive.set_words(self.tick, net, PLACE, &words);
