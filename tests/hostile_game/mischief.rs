@@ -308,7 +308,10 @@ fn act_on_server(world: &mut World, rng: &mut Rng) -> String {
             MARKED_ANEW.with_borrow_mut(|anew| anew.insert(tag));
             let had = entity.contains::<Replicated>();
             entity.remove::<Replicated>();
-            if !had || rng.bool() {
+            // An observer may have despawned it by now.
+            if (!had || rng.bool())
+                && let Ok(mut entity) = world.get_entity_mut(thing)
+            {
                 entity.insert(Replicated);
             }
         }
