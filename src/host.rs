@@ -84,8 +84,8 @@ impl Plugin for HostPlugin {
             .init_resource::<ClientStats>()
             .add_systems(PostStartup, move |world: &mut World| join(world, &name))
             .add_systems(FixedPreUpdate, steer.in_set(TandemSystems::Sample))
-            .add_observer(mark_owned)
-            .add_observer(unmark_disowned)
+            .add_observer(mark_owned::<Insert>)
+            .add_observer(mark_owned::<Remove>)
             .add_observer(leave)
             .add_observer(note_end);
     }
@@ -153,21 +153,20 @@ fn steer(world: &mut World, mut sampled: Local<Sampled>) {
     });
 }
 
-fn mark_owned(
-    owned: On<Insert, OwnedBy>,
-    owners: Query<&OwnedBy>,
-    host: Option<Res<Host>>,
-    mut commands: Commands,
-) {
-    let mut entity = commands.entity(owned.entity);
-    match (owners.get(owned.entity), host) {
-        (Ok(owner), Some(host)) if owner.0 == host.0 => entity.try_insert(Owned),
-        _ => entity.try_remove::<Owned>(),
-    };
-}
-
-fn unmark_disowned(disowned: On<Remove, OwnedBy>, mut commands: Commands) {
-    commands.entity(disowned.entity).try_remove::<Owned>();
+fn mark_owned<E: EntityEvent>(event: On<E, OwnedBy>, mut commands: Commands) {
+    let entity = event.event_target();
+    commands.queue(move |world: &mut World| {
+        // A command before this one may have handed it on.
+        let host = world.get_resource::<Host>().map(|host| host.0);
+        let owner = world.get::<OwnedBy>(entity).map(|owner| owner.0);
+        let Ok(mut entity) = world.get_entity_mut(entity) else {
+            return;
+        };
+        match owner.is_some() && owner == host {
+            true => drop(entity.insert_if_new(Owned)),
+            false => drop(entity.remove::<Owned>()),
+        }
+    });
 }
 
 fn leave(_: On<Disconnect>, host: Option<Res<Host>>, mut departures: ResMut<Departures>) {

@@ -467,6 +467,7 @@ pub mod diagnostics;
 pub mod guide;
 #[cfg(not(target_family = "wasm"))]
 pub mod headless;
+mod hierarchy;
 pub mod histogram;
 #[cfg(not(target_family = "wasm"))]
 pub mod host;

@@ -6,14 +6,16 @@
 
 use bevy::ecs::bundle::BundleWriter;
 use bevy::ecs::component::ComponentId as BevyId;
+use bevy::ecs::entity::EntityHashSet;
 use bevy::platform::collections::HashSet;
 use bevy::prelude::*;
 use smallvec::SmallVec;
 
 use super::component::{Arrival, Finder, insert, push};
 use super::interpolate::Playhead;
-use super::mirror::{Event, Leaving, Local, Mirror, Role, Scheduled};
+use super::mirror::{ComponentSet, Event, Leaving, Local, Mirror, Role, Scheduled};
 use super::predict;
+use crate::hierarchy::ancestors;
 use crate::protocol::interpolation::Playback;
 use crate::protocol::layout::{ComponentId, NetId};
 use crate::protocol::replica::ReplicaEntity;
@@ -187,7 +189,7 @@ struct Orders {
     sampled: SmallVec<[(ComponentId, bool); 4]>,
     removed: SmallVec<[ComponentId; 4]>,
     inserted: SmallVec<[ComponentId; 4]>,
-    /// Predicted: compared later. Named only for the entities in them.
+    /// Predicted, and so compared later. Listed only for the entities that they may name.
     compared: SmallVec<[ComponentId; 4]>,
     parent: Option<Option<NetId>>,
 }
@@ -256,68 +258,115 @@ pub(super) fn update(world: &mut World, update: &Update, tick: Tick) {
 
 /// Sorts what an update says by how it is done, and schedules what waits for what is drawn.
 fn give_orders(world: &mut World, update: &Update, local: &Local, tick: Tick) -> Orders {
-    let net = update.net;
     let has_timeline = world.contains_resource::<Playhead>();
-    let parent = parent_of(world, net);
-    world.resource_scope(|world, mut mirror: Mut<Mirror>| {
-        let mut orders = Orders::default();
-        let Ok(entity) = world.get_entity(local.entity) else {
-            return orders;
-        };
-        let is_drawn_later = local.role == Role::Interpolated && !update.is_anew && has_timeline;
-        let child_of = mirror.child_of();
-        let mut told = local.told;
-        let schedule = |mirror: &mut Mirror, event| {
-            mirror.scheduled.push(Scheduled { tick, net, event });
-        };
-        let is_reparented = update.set.contains(&child_of) || update.removed.contains(&child_of);
-        if is_reparented {
-            mirror.note_names(net, child_of, parent.into_iter().collect());
-            told.set(child_of, parent.is_some());
-            match is_drawn_later {
-                true => schedule(&mut mirror, Event::Parent(parent)),
-                false => orders.parent = Some(parent),
-            }
+    let mirror = world.resource::<Mirror>();
+    let child_of = mirror.child_of();
+    let is_reparented = update.set.contains(&child_of) || update.removed.contains(&child_of);
+    let parent = is_reparented.then(|| parent_of(world, update.net));
+    let present = present(world, mirror, local.entity, &update.set);
+    let mut mirror = world.resource_mut::<Mirror>();
+    let mut sorting = Sorting {
+        mirror: &mut mirror,
+        net: update.net,
+        tick,
+        role: local.role,
+        is_drawn_later: local.role == Role::Interpolated && !update.is_anew && has_timeline,
+        told: local.told,
+        orders: Orders::default(),
+    };
+    if let Some(parent) = parent {
+        sorting.sort_parent(parent);
+    }
+    for &id in update.removed.iter().filter(|id| **id != child_of) {
+        sorting.sort_removal(id);
+    }
+    for &id in update.set.iter().filter(|id| **id != child_of) {
+        sorting.sort_value(id, present.contains(id), is_reparented);
+    }
+    let Sorting { told, orders, .. } = sorting;
+    if let Some(local) = mirror.locals.get_mut(&update.net) {
+        local.told = told;
+    }
+    orders
+}
+
+/// Which of these components a copy has.
+fn present(world: &World, mirror: &Mirror, entity: Entity, ids: &[ComponentId]) -> ComponentSet {
+    let mut present = ComponentSet::default();
+    if let Ok(entity) = world.get_entity(entity) {
+        for &id in ids {
+            present.set(id, entity.contains_id(mirror.kind(id).id));
         }
-        for &id in update.removed.iter().filter(|id| **id != child_of) {
-            let kind = mirror.kind(id);
-            let was_told = told.contains(id);
-            told.set(id, false);
-            mirror.note_names(net, id, SmallVec::new());
-            // A predicted component is taken away by reconciliation, if the prediction did not do it already.
-            let is_predicted = local.role == Role::Predicted && kind.predicted;
-            if is_predicted || !was_told {
-                continue;
-            }
-            match is_drawn_later && kind.interpolated {
-                true => schedule(&mut mirror, Event::Remove(id)),
-                false => orders.removed.push(id),
-            }
+    }
+    present
+}
+
+/// The orders for one copy, while they are made up.
+struct Sorting<'a> {
+    mirror: &'a mut Mirror,
+    net: NetId,
+    tick: Tick,
+    role: Role,
+    /// What is interpolated waits until it is drawn.
+    is_drawn_later: bool,
+    told: ComponentSet,
+    orders: Orders,
+}
+
+impl Sorting<'_> {
+    fn schedule(&mut self, event: Event) {
+        let (tick, net) = (self.tick, self.net);
+        self.mirror.scheduled.push(Scheduled { tick, net, event });
+    }
+
+    fn sort_parent(&mut self, parent: Option<NetId>) {
+        let child_of = self.mirror.child_of();
+        let names = parent.into_iter().collect();
+        self.mirror.note_names(self.net, child_of, names);
+        self.told.set(child_of, parent.is_some());
+        match self.is_drawn_later {
+            true => self.schedule(Event::Parent(parent)),
+            false => self.orders.parent = Some(parent),
         }
-        for &id in update.set.iter().filter(|id| **id != child_of) {
-            let kind = mirror.kind(id);
-            let was_told = told.contains(id);
-            told.set(id, true);
-            let has = entity.contains_id(kind.id);
-            if local.role == Role::Predicted && kind.predicted {
-                orders.compared.push(id);
-            } else if is_drawn_later && kind.interpolated {
-                let is_there = was_told && (has || mirror.is_scheduled(net, Event::Insert(id)));
-                orders.sampled.push((id, is_reparented || !is_there));
-                if !is_there {
-                    schedule(&mut mirror, Event::Insert(id));
-                }
-            } else if has && !orders.removed.contains(&id) {
-                orders.changed.push(id);
-            } else {
-                orders.inserted.push(id);
+    }
+
+    fn sort_removal(&mut self, id: ComponentId) {
+        let kind = self.mirror.kind(id);
+        let was_told = self.told.contains(id);
+        self.told.set(id, false);
+        self.mirror.note_names(self.net, id, SmallVec::new());
+        // A predicted component is taken away by reconciliation, if the prediction did not do it already.
+        let is_predicted = self.role == Role::Predicted && kind.predicted;
+        if is_predicted || !was_told {
+            return;
+        }
+        match self.is_drawn_later && kind.interpolated {
+            true => self.schedule(Event::Remove(id)),
+            false => self.orders.removed.push(id),
+        }
+    }
+
+    fn sort_value(&mut self, id: ComponentId, has: bool, is_reparented: bool) {
+        let kind = self.mirror.kind(id);
+        let was_told = self.told.contains(id);
+        self.told.set(id, true);
+        if self.role == Role::Predicted && kind.predicted {
+            if kind.may_name {
+                self.orders.compared.push(id);
             }
+        } else if self.is_drawn_later && kind.interpolated {
+            let insertion = Event::Insert(id);
+            let is_there = was_told && (has || self.mirror.is_scheduled(self.net, insertion));
+            self.orders.sampled.push((id, is_reparented || !is_there));
+            if !is_there {
+                self.schedule(insertion);
+            }
+        } else if has && !self.orders.removed.contains(&id) {
+            self.orders.changed.push(id);
+        } else {
+            self.orders.inserted.push(id);
         }
-        if let Some(local) = mirror.locals.get_mut(&net) {
-            local.told = told;
-        }
-        orders
-    })
+    }
 }
 
 /// Removes components from a copy, all at once.
@@ -503,13 +552,11 @@ pub(super) fn put_back(world: &mut World, net: NetId) {
 
 /// Takes off what leads from `entity` down to `target`, which is to be its parent.
 fn break_cycle(world: &mut World, entity: Entity, target: Entity) {
-    let mut below = target;
-    while let Some(parent) = world.get::<ChildOf>(below).map(ChildOf::parent) {
-        if parent == entity {
-            take_off(world, below);
-            return;
-        }
-        below = parent;
+    let below = std::iter::once(target)
+        .chain(ancestors(world, target))
+        .find(|at| world.get::<ChildOf>(*at).map(ChildOf::parent) == Some(entity));
+    if let Some(below) = below {
+        take_off(world, below);
     }
 }
 
@@ -611,11 +658,14 @@ pub(super) fn despawn(world: &mut World, entity: Entity) {
     let mirror = world.resource::<Mirror>();
     let mut copies = Vec::new();
     let mut below = vec![entity];
+    let mut seen = EntityHashSet::default();
     while let Some(at) = below.pop() {
         for &child in world.get::<Children>(at).into_iter().flatten() {
             match mirror.nets.contains_key(&child) {
                 true => copies.push(child),
-                false => below.push(child),
+                // A game may have hung some below one another.
+                false if seen.insert(child) => below.push(child),
+                false => {}
             }
         }
     }

@@ -165,7 +165,7 @@ fn interpolate<C: Component<Mutability = Mutable> + Blend>(
             *value = drawn;
         }
         if is_settled {
-            commands.entity(entity).remove::<Buffer<C>>();
+            commands.entity(entity).try_remove::<Buffer<C>>();
         } else {
             buffer.0.discard_before(at.tick);
         }
@@ -229,7 +229,7 @@ fn interpolate_hermite<C: Component<Mutability = Mutable> + Blend, V: Component 
             *value = drawn;
         }
         if is_settled {
-            commands.entity(entity).remove::<Buffer<C>>();
+            commands.entity(entity).try_remove::<Buffer<C>>();
         } else {
             buffer.0.discard_before(at.tick);
         }
@@ -277,7 +277,7 @@ fn step<C: Component<Mutability = Mutable> + Clone>(
             Sample::Empty => {}
         }
         if is_settled {
-            commands.entity(entity).remove::<Buffer<C>>();
+            commands.entity(entity).try_remove::<Buffer<C>>();
         } else {
             buffer.0.discard_before(at.tick);
         }

@@ -12,7 +12,7 @@ use smallvec::SmallVec;
 
 use super::predict::PredictionFns;
 use super::{copies, early};
-use crate::protocol::layout::{ComponentId, Layouts, Meta, NetId, PredictedBy};
+use crate::protocol::layout::{ComponentId, Layout, Layouts, Meta, NetId, PredictedBy};
 use crate::protocol::replica::{Change, Replica};
 use crate::registry::{ComponentRule, Registry};
 use crate::replication::{Simulated, SpawnKey};
@@ -60,6 +60,8 @@ pub(crate) struct Kind {
     pub id: BevyId,
     pub predicted: bool,
     pub interpolated: bool,
+    /// Its values may name entities: quantised ones have no room for that.
+    pub may_name: bool,
 }
 
 /// The entity that stands for one of the server's.
@@ -184,7 +186,9 @@ impl Mirror {
         let entries = world.resource::<Registry>().components.clone();
         let kinds: Arc<[_]> = entries
             .iter()
-            .map(|entry| Kind {
+            .enumerate()
+            .map(|(index, entry)| Kind {
+                may_name: matches!(layouts.get(ComponentId(index as u8)), Some(Layout::Bytes)),
                 id: (entry.client.id)(world),
                 predicted: (entry.is_predicted)(world),
                 interpolated: (entry.is_interpolated)(world),

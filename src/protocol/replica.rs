@@ -9,7 +9,9 @@
 //! nothing from before.
 
 use bevy::platform::collections::HashMap;
+use bevy::platform::hash::FixedHasher;
 use bytes::Bytes;
+use indexmap::IndexMap;
 
 use super::layout::{ComponentId, History, Layout, Layouts, Meta, NetId};
 use super::snapshot::{self, Base, BytesValue, IdCoder, SnapshotHeader};
@@ -23,8 +25,7 @@ use crate::wire::quantize;
 #[derive(Debug)]
 pub struct Replica {
     layouts: Layouts,
-    /// By the indices of their ids.
-    entities: HashMap<u32, ReplicaEntity>,
+    entities: Entities,
     newest: Option<Tick>,
     newest_complete: Option<Tick>,
     /// The epoch of the newest snapshot taken.
@@ -35,6 +36,9 @@ pub struct Replica {
     max_entities: usize,
     draft: Draft,
 }
+
+/// By the indices of their ids.
+type Entities = IndexMap<u32, ReplicaEntity, FixedHasher>;
 
 /// A snapshot that has been read, and is still to be applied.
 #[derive(Debug, Default)]
@@ -53,6 +57,8 @@ struct Draft {
 #[derive(Debug)]
 struct DraftRecord {
     net: NetId,
+    /// Its place among the entities, if it is there already. None goes before all records are applied.
+    place: Option<usize>,
     /// What it is a difference to; `None` for whole entities.
     base: Option<Tick>,
     meta: Option<Meta>,
@@ -223,7 +229,7 @@ impl Replica {
     pub fn new(layouts: Layouts, max_entities: usize) -> Self {
         Self {
             layouts,
-            entities: HashMap::default(),
+            entities: Entities::default(),
             newest: None,
             newest_complete: None,
             epoch: None,
@@ -303,7 +309,7 @@ impl Replica {
         let starts_over = self.epoch.is_some_and(|epoch| epoch != header.epoch);
         let held = match starts_over {
             true => std::mem::take(&mut self.entities),
-            false => HashMap::default(),
+            false => Entities::default(),
         };
         let mut draft = std::mem::take(&mut self.draft);
         let read = draft.read(self, &header, &mut input);
@@ -354,7 +360,7 @@ impl Replica {
             // stay: they may be for when it comes back.
             let is_mentioned = |entity: &ReplicaEntity| entity.mentioned == header.tick;
             if !self.entities.get(&index).is_some_and(is_mentioned)
-                && let Some(entity) = self.entities.remove(&index)
+                && let Some(entity) = self.entities.swap_remove(&index)
             {
                 changes.push(Change::Despawned(NetId::new(index, entity.generation)));
             }
@@ -371,10 +377,8 @@ impl Replica {
         changes: &mut Vec<Change>,
     ) {
         let (net, tick) = (record.net, header.tick);
-        self.make_room(net, changes);
-        let Some(entity) = self.entities.get_mut(&net.index()) else {
-            return;
-        };
+        let place = self.make_room(net, record.place, changes);
+        let entity = &mut self.entities[place];
         let complete = self.newest_complete.unwrap_or(entity.mentioned);
         entity.held = entity.mentioned.latest(complete);
         entity.mentioned = tick;
@@ -441,24 +445,24 @@ impl Replica {
         }
     }
 
-    /// Sees to it that the entity with this index is the one that is meant.
-    fn make_room(&mut self, net: NetId, changes: &mut Vec<Change>) {
-        if let Some(entity) = self.entities.get(&net.index()) {
-            if entity.generation == net.generation() {
-                return;
+    /// Sees to it that the entity with this index is the one that is meant, and says at which place it is. `known` is the
+    /// place, if its index has one.
+    fn make_room(&mut self, net: NetId, known: Option<usize>, changes: &mut Vec<Change>) -> usize {
+        let known = known.or_else(|| self.entities.get_index_of(&net.index()));
+        if let Some(place) = known {
+            let generation = self.entities[place].generation;
+            if generation == net.generation() {
+                return place;
             }
             // Another has its index now, so it is gone.
-            changes.push(Change::Despawned(NetId::new(
-                net.index(),
-                entity.generation,
-            )));
+            changes.push(Change::Despawned(NetId::new(net.index(), generation)));
         }
         let entity = ReplicaEntity {
             generation: net.generation(),
             ..ReplicaEntity::default()
         };
-        self.entities.insert(net.index(), entity);
         changes.push(Change::Spawned(net));
+        self.entities.insert_full(net.index(), entity).0
     }
 }
 
@@ -506,7 +510,11 @@ impl Draft {
             Base::Snapshot => Some(header.baseline),
             Base::Own(tick) => Some(tick),
         };
-        let held = replica.entities.get(&index);
+        let (place, held) = replica
+            .entities
+            .get_full(&index)
+            .map(|(place, _, held)| (place, held))
+            .unzip();
         let (net, held) = match (base, held) {
             (Some(_), Some(held)) => (NetId::new(index, held.generation), Some(held)),
             (Some(_), None) => return Err(SnapshotError::MissingBaseline),
@@ -545,6 +553,7 @@ impl Draft {
         }
         self.records.push(DraftRecord {
             net,
+            place,
             base,
             meta,
             structures_end: self.structures.len(),

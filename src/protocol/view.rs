@@ -13,7 +13,9 @@
 use std::collections::VecDeque;
 
 use bevy::platform::collections::HashMap;
+use bevy::platform::hash::FixedHasher;
 use bytes::Bytes;
+use indexmap::IndexMap;
 use smallvec::SmallVec;
 
 use super::archive::{Archive, PartitionId, Record, StoredValue};
@@ -31,10 +33,11 @@ pub struct View {
     epoch: u8,
     baseline: Tick,
     previous: Tick,
-    exceptions: HashMap<NetId, Exception>,
-    /// Exceptions to look at for every snapshot. May name some twice, and some that are no exceptions any more.
-    active: Vec<NetId>,
-    /// Whole entities of which nothing was sent yet, in the order in which they will be. Stale names as above.
+    /// Exceptions to look at for every snapshot.
+    active: IndexMap<NetId, Exception, FixedHasher>,
+    /// The other exceptions: whole entities, absent or unknown, of which nothing was sent yet.
+    unsent: HashMap<NetId, Knowledge>,
+    /// The order in which they will be. May name some twice, and some that are not unsent any more.
     backlog: VecDeque<NetId>,
     in_flight: VecDeque<InFlight>,
     /// The client once had everything, since this view began or started over.
@@ -275,8 +278,8 @@ impl View {
             // What still happens in this tick is news.
             baseline: now - Ticks(1),
             previous: now,
-            exceptions: HashMap::default(),
-            active: Vec::new(),
+            active: IndexMap::default(),
+            unsent: HashMap::default(),
             backlog: VecDeque::new(),
             in_flight: VecDeque::new(),
             knows_all: false,
@@ -299,15 +302,18 @@ impl View {
 
     /// Number of entities with bookkeeping of their own: what is still to be sent or acknowledged.
     pub fn exceptions(&self) -> usize {
-        self.exceptions.len()
+        self.active.len() + self.unsent.len()
+    }
+
+    fn is_exception(&self, net: NetId) -> bool {
+        self.active.contains_key(&net) || self.unsent.contains_key(&net)
     }
 
     /// Ids that were given up at or before this tick are no longer of interest to this client.
     pub fn forgotten_before(&self) -> Tick {
-        // Gone ones are active; the backlog, which may be long, has none.
         self.active
-            .iter()
-            .filter_map(|net| match self.exceptions.get(net)?.knowledge {
+            .values()
+            .filter_map(|exception| match exception.knowledge {
                 Knowledge::Gone { after } => Some(after),
                 _ => None,
             })
@@ -322,14 +328,11 @@ impl View {
                     || archive.tombstones_since(partition, tick).next().is_some()
             })
         };
-        let is_unsent = |net| {
-            let known: Option<&Exception> = self.exceptions.get(net);
-            known.is_some_and(|known| known.sent.is_none())
-        };
-        let waits = self.backlog.iter().chain(&self.active).any(is_unsent);
+        let mut active = self.active.values();
+        let waits = !self.unsent.is_empty() || active.any(|known| known.sent.is_none());
         if self.next_number == 0 || waits || is_news_since(self.previous) {
             Lack::News
-        } else if !self.knows_all || !self.exceptions.is_empty() || is_news_since(self.baseline) {
+        } else if !self.knows_all || !self.active.is_empty() || is_news_since(self.baseline) {
             Lack::Acknowledgement
         } else {
             Lack::Nothing
@@ -348,16 +351,16 @@ impl View {
                 }
             }
         }
-        let exceptions = &self.exceptions;
-        self.backlog.retain(|net| is_unsent(exceptions, *net));
+        let unsent = &self.unsent;
+        self.backlog.retain(|net| unsent.contains_key(net));
         for &joined in partitions.iter().filter(|joined| !before.contains(joined)) {
             for (net, record) in by_priority(archive, joined) {
-                let knowledge = match self.exceptions.get(&net) {
+                let knowledge = match self.unsent.get(&net) {
+                    Some(&known) => known,
+                    None if self.active.contains_key(&net) => Knowledge::Unknown,
                     // It may come from a partition that is or was seen.
                     None if record.entered.is_newer_than(self.baseline) => Knowledge::Unknown,
                     None => Knowledge::Absent,
-                    Some(known) if known.is_unsent() => known.knowledge,
-                    Some(_) => Knowledge::Unknown,
                 };
                 self.except(net, knowledge, now);
             }
@@ -403,11 +406,7 @@ impl View {
     /// A value could not be sent as a message; its entity is sent again, with its large values.
     pub fn handle_unsent(&mut self, value: &ApartValue, now: Tick) {
         self.apart.remove(&value.net);
-        if !self
-            .exceptions
-            .get(&value.net)
-            .is_some_and(Exception::is_gone)
-        {
+        if !self.is_gone(value.net) {
             self.except(value.net, Knowledge::Unknown, now);
         }
     }
@@ -423,7 +422,7 @@ impl View {
         self.baseline = self.baseline.latest(sent.tick);
         self.knows_all |= sent.is_complete;
         for net in sent.exceptions {
-            let Some(exception) = self.exceptions.get_mut(&net) else {
+            let Some(exception) = self.active.get_mut(&net) else {
                 continue;
             };
             if exception.since > sent.number {
@@ -434,9 +433,9 @@ impl View {
                 .sent
                 .is_some_and(|run| run.first <= sent.number && run.newest + 1 == self.next_number);
             match &mut exception.knowledge {
-                Knowledge::Gone { .. } => drop(self.exceptions.remove(&net)),
+                Knowledge::Gone { .. } => drop(self.active.swap_remove(&net)),
                 _ if is_in_all_since && sent.tick == self.baseline => {
-                    self.exceptions.remove(&net);
+                    self.active.swap_remove(&net);
                 }
                 Knowledge::StateOf(known) => *known = known.latest(sent.tick),
                 nothing => *nothing = Knowledge::StateOf(sent.tick),
@@ -504,7 +503,7 @@ impl View {
         cache: &mut BlockCache,
         out: &mut BitWriter,
     ) -> Option<Encoded> {
-        if !self.exceptions.is_empty() {
+        if self.exceptions() > 0 {
             return None;
         }
         let mut bits = out.bit_len() + TRAILER_BITS;
@@ -587,7 +586,7 @@ impl View {
             out.truncate(mark.0);
             ids = mark.1;
             encoded.complete = false;
-            if !self.exceptions.contains_key(&net) {
+            if !self.is_exception(net) {
                 self.hide(pass.tick, net);
             }
         }
@@ -649,7 +648,7 @@ impl View {
 
     /// A candidate was left out: what the client knows of it is its own matter from now on.
     fn leave_out(&mut self, candidate: Candidate) {
-        if self.exceptions.contains_key(&candidate.net) {
+        if self.is_exception(candidate.net) {
             return;
         }
         let knowledge = match candidate.base {
@@ -663,7 +662,7 @@ impl View {
     /// Those in turn that did not fit keep their places, unless that is no question of place.
     fn give_turns_back(&mut self, cache: &mut BlockCache) {
         for net in cache.in_turn.drain(..).rev() {
-            if !is_unsent(&self.exceptions, net) {
+            if !self.unsent.contains_key(&net) {
                 continue;
             }
             match self.oversized.contains_key(&net) {
@@ -683,29 +682,30 @@ impl View {
                     continue;
                 }
                 // That it was left out of a snapshot before must not be forgotten.
-                if !self.exceptions.get(&net).is_some_and(Exception::is_gone) {
-                    self.exceptions.remove(&net);
+                if !self.is_gone(net) {
+                    self.active.swap_remove(&net);
+                    self.unsent.remove(&net);
                 }
                 self.apart.remove(&net);
                 gone.push(net);
             }
         }
         let mut is_all = true;
-        for index in 0..self.active.len() {
-            let net = self.active[index];
-            let Some(exception) = self.exceptions.get(&net) else {
-                continue;
-            };
+        let mut returned = Vec::new();
+        for (&net, exception) in &self.active {
             if !exception.is_gone() {
                 continue;
             }
             if self.sees(pass.archive, net) {
-                self.except(net, Knowledge::Unknown, pass.tick);
+                returned.push(net);
             } else if exception.is_on_its_way(pass) {
                 is_all = false;
             } else {
                 gone.push(net);
             }
+        }
+        for net in returned {
+            self.except(net, Knowledge::Unknown, pass.tick);
         }
         gone.sort_unstable();
         gone.dedup();
@@ -739,7 +739,7 @@ impl View {
     fn collect_changed(&self, pass: Pass, updates: &mut Vec<Candidate>) {
         for &partition in &self.partitions {
             for (net, record) in pass.archive.changed_since(partition, self.baseline) {
-                if !self.exceptions.contains_key(&net) {
+                if !self.is_exception(net) {
                     let base = Knowledge::StateOf(self.baseline).base(record, self.baseline);
                     let urgency = record.priority * pass.waited(self.previous);
                     updates.push(Candidate { net, base, urgency });
@@ -756,44 +756,36 @@ impl View {
         oversized: &mut Option<NetId>,
     ) -> bool {
         let mut is_all = true;
-        self.active.sort_unstable();
-        self.active.dedup();
-        let (exceptions, baseline) = (&mut self.exceptions, self.baseline);
-        let too_large = &self.oversized;
-        self.active.retain(|&net| {
-            let Some(exception) = exceptions.get(&net) else {
-                return false;
-            };
+        let mut at = 0;
+        while let Some((&net, exception)) = self.active.get_index(at) {
             if exception.is_gone() {
-                return true;
-            }
-            if exception.is_unsent() {
-                return false; // in the backlog
+                at += 1;
+                continue;
             }
             let Some(record) = pass.archive.record(net) else {
-                exceptions.remove(&net);
-                return false;
+                self.active.swap_remove_index(at);
+                continue;
             };
             if let Knowledge::StateOf(known) = exception.knowledge
                 && !record.changed.is_newer_than(known)
             {
                 // Unchanged since it was last known: known as of the baseline, like any other.
-                exceptions.remove(&net);
-                return false;
+                self.active.swap_remove_index(at);
+                continue;
             }
+            at += 1;
             let nothing_new = !record.changed.is_newer_than(exception.waiting_since);
-            if is_oversized(too_large, pass, net) {
+            if is_oversized(&self.oversized, pass, net) {
                 *oversized = Some(net);
                 is_all = false;
             } else if nothing_new && exception.is_on_its_way(pass) {
                 is_all = false;
             } else {
-                let base = exception.knowledge.base(record, baseline);
+                let base = exception.knowledge.base(record, self.baseline);
                 let urgency = record.priority * pass.waited(exception.waiting_since);
                 updates.push(Candidate { net, base, urgency });
             }
-            true
-        });
+        }
         is_all
     }
 
@@ -810,7 +802,7 @@ impl View {
         in_turn.extend(self.backlog.drain(..window));
         let mut unsent = in_turn
             .iter()
-            .filter(|net| is_unsent(&self.exceptions, **net))
+            .filter(|net| self.unsent.contains_key(*net))
             .filter(|net| {
                 let is_oversized = is_oversized(&self.oversized, pass, **net);
                 if is_oversized {
@@ -845,55 +837,68 @@ impl View {
     }
 
     fn is_in_snapshot(&self, net: NetId, number: u64) -> bool {
-        let run = self.exceptions.get(&net).and_then(|known| known.sent);
+        let run = self.active.get(&net).and_then(|known| known.sent);
         run.is_some_and(|run| run.newest == number)
     }
 
     fn mark_sent(&mut self, pass: Pass, net: NetId, sent: &mut Vec<NetId>) {
-        if let Some(exception) = self.exceptions.get_mut(&net) {
-            if exception.sent.is_none() {
-                self.active.push(net);
-            }
-            let first = match exception.sent {
-                Some(run) if run.newest + 1 == pass.number => run.first,
-                _ => pass.number,
+        let mut run = Run {
+            first: pass.number,
+            newest: pass.number,
+        };
+        if let Some(knowledge) = self.unsent.remove(&net) {
+            let exception = Exception {
+                knowledge,
+                since: pass.number,
+                waiting_since: pass.tick,
+                sent: Some(run),
             };
-            exception.sent = Some(Run {
-                first,
-                newest: pass.number,
-            });
+            self.active.insert(net, exception);
+        } else if let Some(exception) = self.active.get_mut(&net) {
+            if let Some(before) = exception.sent.filter(|run| run.newest + 1 == pass.number) {
+                run.first = before.first;
+            }
+            exception.sent = Some(run);
             exception.waiting_since = pass.tick;
-            sent.push(net);
+        } else {
+            return;
         }
+        sent.push(net);
+    }
+
+    fn is_gone(&self, net: NetId) -> bool {
+        self.active.get(&net).is_some_and(Exception::is_gone)
     }
 
     fn hide(&mut self, now: Tick, net: NetId) {
-        match self.exceptions.get(&net) {
-            Some(known) if known.knowledge == Knowledge::Absent && known.is_unsent() => {
-                self.exceptions.remove(&net);
-            }
-            Some(known) if known.is_gone() => {}
-            _ => {
-                self.apart.remove(&net);
-                let after = self.baseline.earliest(now - Ticks(1));
-                self.except(net, Knowledge::Gone { after }, now);
-            }
+        if self.is_gone(net) {
+            return;
         }
+        if self.unsent.get(&net) == Some(&Knowledge::Absent) {
+            self.unsent.remove(&net);
+            return;
+        }
+        self.apart.remove(&net);
+        let after = self.baseline.earliest(now - Ticks(1));
+        self.except(net, Knowledge::Gone { after }, now);
     }
 
     fn except(&mut self, net: NetId, knowledge: Knowledge, now: Tick) {
+        if matches!(knowledge, Knowledge::Absent | Knowledge::Unknown) {
+            self.active.swap_remove(&net);
+            if self.unsent.insert(net, knowledge).is_none() {
+                self.backlog.push_back(net);
+            }
+            return;
+        }
+        self.unsent.remove(&net);
         let exception = Exception {
             knowledge,
             since: self.next_number,
             waiting_since: now,
             sent: None,
         };
-        let before = self.exceptions.insert(net, exception);
-        if !exception.is_unsent() {
-            self.active.push(net);
-        } else if !before.is_some_and(|before| before.is_unsent()) {
-            self.backlog.push_back(net);
-        }
+        self.active.insert(net, exception);
     }
 
     /// Hands out the large values of an entity, each version once.
@@ -972,10 +977,6 @@ fn sort_by_urgency(updates: &mut [Candidate], most: usize) {
     }
 }
 
-fn is_unsent(exceptions: &HashMap<NetId, Exception>, net: NetId) -> bool {
-    exceptions.get(&net).is_some_and(Exception::is_unsent)
-}
-
 impl Knowledge {
     fn base(self, record: &Record, baseline: Tick) -> Base {
         match self {
@@ -988,12 +989,6 @@ impl Knowledge {
 }
 
 impl Exception {
-    /// A whole entity that waits in the backlog.
-    fn is_unsent(&self) -> bool {
-        let is_whole = matches!(self.knowledge, Knowledge::Absent | Knowledge::Unknown);
-        is_whole && self.sent.is_none()
-    }
-
     fn is_gone(&self) -> bool {
         matches!(self.knowledge, Knowledge::Gone { .. })
     }
@@ -1238,7 +1233,7 @@ mod tests {
             view.set_partitions(&archive, tick, &[rooms[hop as usize % 2]]);
             encode(&mut view, &archive, tick, hop as u16);
         }
-        assert!(view.exceptions.len() <= 2_000);
+        assert!(view.exceptions() <= 2_000);
         assert!(view.backlog.len() <= 1_000);
         assert!(view.active.len() <= 4_000);
     }

@@ -91,7 +91,7 @@ fn adapt(
             Some(observed) if observed.link == link.id => observed,
             _ => {
                 // A new link is another story.
-                commands.entity(session).insert((
+                commands.entity(session).try_insert((
                     Observed {
                         link: link.id,
                         pacer: Pacer::new(now, settings),
@@ -135,7 +135,7 @@ fn adapt(
         if let Some(transport) = links.transport(link.id) {
             transport.set_pace(link.id, grade.pace.unwrap_or(*pace));
         }
-        commands.entity(session).insert(Pacing {
+        commands.entity(session).try_insert(Pacing {
             grade: decision.to,
             rate: grade.rate,
             budget: grade.budget,

@@ -12,7 +12,6 @@ use bevy::ecs::entity::EntityHashMap;
 use bevy::ecs::entity_disabling::DefaultQueryFilters;
 use bevy::ecs::query::{FilteredAccess, QueryBuilder, QueryData, QueryFilter};
 use bevy::ecs::system::{ParamBuilder, QueryParamBuilder, SystemParam, SystemParamBuilder};
-use bevy::ecs::world::DeferredWorld;
 use bevy::platform::collections::{HashMap, HashSet};
 use bevy::prelude::*;
 use smallvec::SmallVec;
@@ -58,8 +57,8 @@ impl Plugin for ReplicationPlugin {
             .add_observer(note_meta::<Remove, OwnedBy>)
             .add_observer(note_meta::<Remove, PredictedBy>)
             .add_observer(note_meta::<Remove, Priority>)
-            .add_observer(name_owner)
-            .add_observer(forget_owner);
+            .add_observer(name_owner::<Insert>)
+            .add_observer(name_owner::<Remove>);
     }
 
     fn finish(&self, app: &mut App) {
@@ -345,14 +344,12 @@ fn admit(
 ) {
     let entity = added.entity;
     pending.admitted.push(entity);
-    let mut commands = commands.entity(entity);
-    commands.try_insert(Simulated);
     // While plugins are still built, or the world is being collected, the id has to wait for the next collection.
     if let Some(mut replication) = replication {
         let net = replication.name(entity);
         nets.current.insert(entity, net);
-        commands.try_insert(NetEntity(net));
     }
+    commands.queue(move |world: &mut World| mark(world, entity));
 }
 
 fn retire(
@@ -365,9 +362,23 @@ fn retire(
     if let Some(net) = nets.current.remove(&entity) {
         nets.former.insert(entity, net);
         pending.retired.push((entity, net));
-        commands
-            .entity(entity)
-            .try_remove::<(NetEntity, Simulated)>();
+        commands.queue(move |world: &mut World| mark(world, entity));
+    }
+}
+
+/// Gives an entity what replicated ones have, or takes it. By the state of things when this is reached: a command before
+/// it may have taken the marker, or given it back.
+fn mark(world: &mut World, entity: Entity) {
+    let net = world.resource::<Nets>().current(entity).map(NetEntity);
+    let Ok(mut entity) = world.get_entity_mut(entity) else {
+        return;
+    };
+    if !entity.contains::<Replicated>() {
+        entity.remove::<(NetEntity, Simulated)>();
+    } else if let Some(net) = net.filter(|net| entity.get() != Some(net)) {
+        entity.insert((net, Simulated));
+    } else {
+        entity.insert_if_new(Simulated);
     }
 }
 
@@ -407,17 +418,22 @@ fn note_settings(
     pending.meta.extend(&changed);
 }
 
-fn name_owner(owned: On<Insert, OwnedBy>, mut world: DeferredWorld) {
-    let session = world
-        .get::<OwnedBy>(owned.entity)
-        .and_then(|owner| world.get::<Session>(owner.0));
-    if let Some(id) = session.map(|session| session.id) {
-        world.commands().entity(owned.entity).try_insert(Owner(id));
-    }
-}
-
-fn forget_owner(disowned: On<Remove, OwnedBy>, mut commands: Commands) {
-    commands.entity(disowned.entity).try_remove::<Owner>();
+fn name_owner<E: EntityEvent>(event: On<E, OwnedBy>, mut commands: Commands) {
+    let entity = event.event_target();
+    commands.queue(move |world: &mut World| {
+        // A command before this one may have handed it on.
+        let owner = world.get::<OwnedBy>(entity);
+        let session = owner.and_then(|owner| world.get::<Session>(owner.0));
+        let owner = session.map(|session| Owner(session.id));
+        let Ok(mut entity) = world.get_entity_mut(entity) else {
+            return;
+        };
+        match owner {
+            Some(owner) if entity.get() != Some(&owner) => drop(entity.insert(owner)),
+            Some(_) => {}
+            None => drop(entity.remove::<Owner>()),
+        }
+    });
 }
 
 /// Brings the archive up to date with what entered, left, or changed hands.

@@ -6,6 +6,7 @@ use bevy::prelude::*;
 
 use super::collect::{NetEntity, Pending};
 use super::send::Outgoing;
+use crate::hierarchy::ancestors;
 use crate::protocol::archive::{Archive, PartitionId};
 use crate::rooms::{InRoom, Room, RoomMembers};
 use crate::tick::Tick;
@@ -54,13 +55,8 @@ fn note_move<E: EntityEvent, C: Component>(event: On<E, C>, mut pending: ResMut<
 
 /// The room an entity is in: its own, or that of the nearest ancestor which has one.
 fn room_of(world: &World, entity: Entity) -> Option<Entity> {
-    let mut at = entity;
-    loop {
-        if let Some(room) = world.get::<InRoom>(at) {
-            return Some(room.0);
-        }
-        at = world.get::<ChildOf>(at)?.parent();
-    }
+    let mut nearest_first = std::iter::once(entity).chain(ancestors(world, entity));
+    nearest_first.find_map(|at| Some(world.get::<InRoom>(at)?.0))
 }
 
 /// The partition that an entity belongs in.

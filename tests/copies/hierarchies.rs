@@ -367,3 +367,36 @@ fn a_child_that_comes_while_its_parent_is_about_to_leave_is_below_it_when_that_s
         let _ = child;
     }
 }
+
+#[test]
+fn entities_that_hang_below_one_another_stop_nobody() {
+    let (mut net, ada) = with_ada(game, clean());
+    let session = net.session(ada).unwrap();
+    let (red, blue) = two_rooms(&mut net, session);
+    let above = spawn(&mut net, Tag(1));
+    let below = spawn(&mut net, (Tag(2), ChildOf(above), Place(1.0)));
+    let beside = spawn(&mut net, (Tag(3), ChildOf(below)));
+    net.run(Ticks(60));
+    // Bevy does not forbid it.
+    on_server(&mut net, above).insert(ChildOf(below));
+    net.run(Ticks(60));
+    on_server(&mut net, beside).insert(InRoom(blue));
+    on_server(&mut net, below).insert(Place(2.0));
+    net.run(Ticks(60));
+    assert_eq!(copy(&mut net, ada, 3), None);
+    on_server(&mut net, above).remove::<ChildOf>();
+    on_server(&mut net, beside).insert(InRoom(red));
+    net.run(Ticks(60));
+    assert_eq!(value::<ChildOf>(&mut net, ada, 1), None);
+    let parent = copy(&mut net, ada, 2).map(ChildOf);
+    assert_eq!(value(&mut net, ada, 3), parent);
+
+    // On a client, with an entity of its own, when the copy goes.
+    let carrier = copy(&mut net, ada, 3).unwrap();
+    let world = net.client(ada).world_mut();
+    let own = world.spawn(ChildOf(carrier)).id();
+    world.entity_mut(carrier).insert(ChildOf(own));
+    net.server.world_mut().despawn(beside);
+    net.run(Ticks(60));
+    assert_eq!(copy(&mut net, ada, 3), None);
+}

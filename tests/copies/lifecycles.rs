@@ -348,3 +348,24 @@ fn what_goes_and_comes_several_times_is_right_after_a_slow_frame() {
         assert_eq!(value(&mut net, ada, 1), last.then_some(Mode(70)));
     }
 }
+
+#[test]
+fn a_marker_that_an_observer_takes_back_at_once_leaves_nothing() {
+    let (mut net, ada) = with_ada(game, clean());
+    net.server
+        .world_mut()
+        .add_observer(|added: On<Add, Tag>, mut commands: Commands| {
+            commands.entity(added.entity).remove::<Replicated>();
+        });
+    let world = net.server.world_mut();
+    let secret = world.spawn((Tag(1), Replicated)).id();
+    assert!(!world.entity(secret).contains::<Simulated>());
+    net.run(Ticks(60));
+    assert_eq!(copy(&mut net, ada, 1), None);
+
+    // Given back later, it is replicated like any other.
+    on_server(&mut net, secret).insert(Replicated);
+    net.run(Ticks(60));
+    assert!(copy(&mut net, ada, 1).is_some());
+    assert!(on_server(&mut net, secret).contains::<Simulated>());
+}

@@ -141,3 +141,40 @@ pub fn steering_works(net: &mut TestNet, client: TestClientId) {
     assert!((moved - 7.5).abs() < 1.5, "moved by {moved}");
     assert_eq!(own(net, client), real(net));
 }
+
+#[test]
+fn a_ship_that_an_observer_hands_on_while_it_is_spawned_is_the_other_players_everywhere() {
+    /// To whom everything is given.
+    #[derive(Resource)]
+    struct Heir(Entity);
+
+    let (mut net, ada) = with_ada(game, clean());
+    let bob = net.join("Bob");
+    net.run(Ticks(90));
+    let sessions = [ada, bob].map(|client| net.session(client).unwrap());
+    let world = net.server.world_mut();
+    world.insert_resource(Heir(sessions[1]));
+    world.add_observer(
+        |added: On<Add, Replicated>, heir: Res<Heir>, mut commands: Commands| {
+            commands.entity(added.entity).insert(OwnedBy(heir.0));
+        },
+    );
+    let ship = spawn(&mut net, (Tag(1), OwnedBy(sessions[0])));
+    let heir = net.server.world().get::<Session>(sessions[1]).unwrap().id;
+    assert_eq!(on_server(&mut net, ship).get(), Some(&Owner(heir)));
+    net.run(Ticks(60));
+    assert_eq!(value(&mut net, ada, 1), Some(Owner(heir)));
+    assert!(value::<Owned>(&mut net, ada, 1).is_none());
+    assert!(value::<Owned>(&mut net, bob, 1).is_some());
+
+    // Taken away by an observer of its own.
+    net.server
+        .world_mut()
+        .add_observer(|owned: On<Insert, OwnedBy>, mut commands: Commands| {
+            commands.entity(owned.entity).remove::<OwnedBy>();
+        });
+    let wreck = spawn(&mut net, (Tag(2), OwnedBy(sessions[0])));
+    assert!(!on_server(&mut net, wreck).contains::<Owner>());
+    net.run(Ticks(60));
+    assert_eq!(value::<Owner>(&mut net, ada, 2), None);
+}

@@ -371,6 +371,7 @@ fn spawn(world: &mut World, rng: &mut Rng) -> String {
         && let Some(parent) = one(rng, &things)
         && world.get_entity(parent).is_ok()
         && world.get_entity(thing).is_ok()
+        && !is_above(world, thing, parent)
     {
         world.entity_mut(thing).insert(ChildOf(parent));
     }
@@ -610,7 +611,8 @@ fn act_on_client(world: &mut World, rng: &mut Rng) -> String {
         world.spawn(Own);
         return "spawn one of its own".into();
     };
-    match rng.u32(..100) {
+    let what = rng.u32(..100);
+    match what {
         0..=9 => {
             touch_below(world, copy);
             let was = describe(world, copy);
@@ -670,7 +672,7 @@ fn act_on_client(world: &mut World, rng: &mut Rng) -> String {
             return "pause or go on".into();
         }
     }
-    describe(world, copy)
+    format!("{what} with {}", describe(world, copy))
 }
 
 fn do_something_to_the_connection(world: &mut World, rng: &mut Rng) -> String {
@@ -761,6 +763,8 @@ fn reparent_on_client(world: &mut World, rng: &mut Rng, copy: Entity) -> String 
             let own = one(rng, &all::<With<Own>>(world));
             let own = own.unwrap_or_else(|| world.spawn(Own).id());
             if !is_above(world, copy, own) {
+                // It may hang on a copy, or on one that is being despawned.
+                world.resource_mut::<Mischief>().is_untidy |= world.get::<ChildOf>(own).is_some();
                 world.entity_mut(copy).insert(ChildOf(own));
             }
         }
