@@ -6,6 +6,7 @@ pub mod acks;
 pub mod archive;
 pub mod backoff;
 pub mod clock;
+mod draft;
 pub mod handshake;
 pub mod input;
 pub mod interpolation;

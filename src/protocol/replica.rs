@@ -13,104 +13,61 @@ use bevy::platform::hash::FixedHasher;
 use bytes::Bytes;
 use indexmap::IndexMap;
 
+use super::draft::{Draft, DraftKind, DraftRecord, Known};
 use super::layout::{ComponentId, History, Layout, Layouts, Meta, NetId};
-use super::snapshot::{self, Base, BytesValue, IdCoder, SnapshotHeader};
+use super::snapshot::SnapshotHeader;
 use super::view::ApartValue;
 use crate::tick::Tick;
 use crate::wire::WireError;
 use crate::wire::bits::BitReader;
-use crate::wire::quantize;
 
 /// A client's copy of the replicated entities.
 #[derive(Debug)]
 pub struct Replica {
-    layouts: Layouts,
-    entities: Entities,
+    held: Held,
     newest: Option<Tick>,
-    newest_complete: Option<Tick>,
     /// The epoch of the newest snapshot taken.
     epoch: Option<u8>,
     /// Of which epoch a snapshot was refused, if none of another has been taken since.
     given_up: Option<u8>,
-    early: EarlyValues,
     max_entities: usize,
     draft: Draft,
 }
 
+/// What a replica holds.
+#[derive(Debug)]
+struct Held {
+    layouts: Layouts,
+    entities: Entities,
+    early: EarlyValues,
+    newest_complete: Option<Tick>,
+}
+
 /// By the indices of their ids.
-type Entities = IndexMap<u32, ReplicaEntity, FixedHasher>;
-
-/// A snapshot that has been read, and is still to be applied.
-#[derive(Debug, Default)]
-struct Draft {
-    gone: Vec<u32>,
-    records: Vec<DraftRecord>,
-    /// The component lists of those records that have one.
-    structures: Vec<ComponentId>,
-    values: Vec<DraftValue>,
-    words: Vec<u32>,
-    inline: Vec<Bytes>,
-    /// Entities that are not held yet.
-    spawned: usize,
-}
-
-#[derive(Debug)]
-struct DraftRecord {
-    net: NetId,
-    /// Its place among the entities, if it is there already. None goes before all records are applied.
-    place: Option<usize>,
-    /// What it is a difference to; `None` for whole entities.
-    base: Option<Tick>,
-    meta: Option<Meta>,
-    /// Where its component list ends, and its values.
-    structures_end: usize,
-    values_end: usize,
-}
-
-#[derive(Debug)]
-struct DraftValue {
-    component: ComponentId,
-    /// When it was inserted, if that is news.
-    inserted: Option<Tick>,
-    value: DraftKind,
-}
-
-#[derive(Debug)]
-enum DraftKind {
-    /// Where its words begin, and whether they were a difference.
-    Words {
-        start: u32,
-        is_delta: bool,
-    },
-    /// Which of the serialised values it is.
-    Inline(u32),
-    Apart {
-        version: u32,
-    },
-}
+pub(super) type Entities = IndexMap<u32, ReplicaEntity, FixedHasher>;
 
 /// One replicated entity.
 #[derive(Debug, Default)]
 pub struct ReplicaEntity {
-    generation: u32,
+    pub(super) generation: u32,
     /// Owner and prediction role.
     pub meta: Meta,
     mentioned: Tick,
     /// Until when the values before the newest mention are known to have held.
     held: Tick,
-    components: Vec<Component>,
+    pub(super) components: Vec<Component>,
 }
 
 #[derive(Debug)]
-struct Component {
-    id: ComponentId,
+pub(super) struct Component {
+    pub id: ComponentId,
     /// Insertions up to this tick are known.
     inserted: Tick,
-    value: Value,
+    pub value: Value,
 }
 
 #[derive(Debug)]
-enum Value {
+pub(super) enum Value {
     Words(History),
     /// `version` names a value that came as a message of its own.
     Bytes {
@@ -228,13 +185,15 @@ impl Replica {
     /// An empty copy that will hold at most `max_entities`.
     pub fn new(layouts: Layouts, max_entities: usize) -> Self {
         Self {
-            layouts,
-            entities: Entities::default(),
+            held: Held {
+                layouts,
+                entities: Entities::default(),
+                early: EarlyValues::default(),
+                newest_complete: None,
+            },
             newest: None,
-            newest_complete: None,
             epoch: None,
             given_up: None,
-            early: EarlyValues::default(),
             max_entities,
             draft: Draft::default(),
         }
@@ -247,7 +206,7 @@ impl Replica {
 
     /// Tick of the newest snapshot taken that held everything.
     pub fn newest_complete(&self) -> Option<Tick> {
-        self.newest_complete
+        self.held.newest_complete
     }
 
     /// The epoch that the server must leave, since a snapshot of it was refused: ask it to start over, and again until
@@ -258,14 +217,15 @@ impl Replica {
 
     /// The entities held.
     pub fn entities(&self) -> impl Iterator<Item = (NetId, &ReplicaEntity)> {
-        self.entities
+        self.held
+            .entities
             .iter()
             .map(|(&index, entity)| (NetId::new(index, entity.generation), entity))
     }
 
     /// One entity.
     pub fn entity(&self, net: NetId) -> Option<&ReplicaEntity> {
-        let entity = self.entities.get(&net.index())?;
+        let entity = self.held.entities.get(&net.index())?;
         (entity.generation == net.generation()).then_some(entity)
     }
 
@@ -278,7 +238,7 @@ impl Replica {
     /// An entity, and the tick for which it is [confirmed](Self::confirmed).
     pub fn known(&self, net: NetId) -> Option<(&ReplicaEntity, Tick)> {
         let entity = self.entity(net)?;
-        let complete = self.newest_complete.unwrap_or(entity.mentioned);
+        let complete = self.held.newest_complete.unwrap_or(entity.mentioned);
         Some((entity, complete.latest(entity.mentioned)))
     }
 
@@ -307,53 +267,45 @@ impl Replica {
             return Err(SnapshotError::GivenUp);
         }
         let starts_over = self.epoch.is_some_and(|epoch| epoch != header.epoch);
-        let held = match starts_over {
-            true => std::mem::take(&mut self.entities),
-            false => Entities::default(),
+        let known = Known {
+            layouts: &self.held.layouts,
+            entities: (!starts_over).then_some(&self.held.entities),
+            max_entities: self.max_entities,
         };
-        let mut draft = std::mem::take(&mut self.draft);
-        let read = draft.read(self, &header, &mut input);
-        let outcome = match read {
-            Ok(complete) => {
-                self.given_up = None;
-                self.epoch = Some(header.epoch);
-                if starts_over {
-                    self.newest_complete = None;
-                    changes.push(Change::StartedOver);
-                }
-                self.apply(&header, &mut draft, changes);
-                self.newest = Some(header.tick);
-                if complete {
-                    self.newest_complete = Some(header.tick);
-                }
-                Ok(Taken { header, complete })
-            }
-            Err(error) => {
-                if starts_over {
-                    self.entities = held;
-                }
-                self.given_up = Some(header.epoch);
-                Err(error)
-            }
-        };
-        draft.clear();
-        self.draft = draft;
-        outcome
+        self.draft.clear();
+        let complete = self
+            .draft
+            .read(known, &header, &mut input)
+            .inspect_err(|_| self.given_up = Some(header.epoch))?;
+        self.given_up = None;
+        self.epoch = Some(header.epoch);
+        if starts_over {
+            self.held.entities.clear();
+            self.held.newest_complete = None;
+            changes.push(Change::StartedOver);
+        }
+        self.held.apply(&header, &self.draft, changes);
+        self.newest = Some(header.tick);
+        if complete {
+            self.held.newest_complete = Some(header.tick);
+        }
+        Ok(Taken { header, complete })
     }
 
+    /// Takes a value that was too large for a snapshot.
+    pub fn handle_apart(&mut self, value: ApartValue, changes: &mut Vec<Change>) {
+        // It is kept also where it fits: it may have been meant for when the entity comes back, or is told anew, and have
+        // overtaken the snapshot that says so.
+        self.held.early.insert(value.clone());
+        self.held.fill(value, changes);
+    }
+}
+
+impl Held {
     /// Brings the entities up to date with a snapshot that fits them.
-    fn apply(&mut self, header: &SnapshotHeader, draft: &mut Draft, changes: &mut Vec<Change>) {
-        let mut values = draft.values.drain(..);
-        let mut arrived = ArrivedValues {
-            words: &draft.words,
-            inline: &mut draft.inline,
-        };
-        let (mut structures_start, mut values_start) = (0, 0);
-        for record in &draft.records {
-            let structure = &draft.structures[structures_start..record.structures_end];
-            let values = values.by_ref().take(record.values_end - values_start);
-            (structures_start, values_start) = (record.structures_end, record.values_end);
-            self.apply_record(header, record, structure, values, &mut arrived, changes);
+    fn apply(&mut self, header: &SnapshotHeader, draft: &Draft, changes: &mut Vec<Change>) {
+        for record in draft.records() {
+            self.apply_record(header, record, draft, changes);
         }
         for &index in &draft.gone {
             // What left one place may have entered another, in whichever order they are told. Values that came early
@@ -370,13 +322,12 @@ impl Replica {
     fn apply_record(
         &mut self,
         header: &SnapshotHeader,
-        record: &DraftRecord,
-        structure: &[ComponentId],
-        values: impl Iterator<Item = DraftValue>,
-        arrived: &mut ArrivedValues,
+        record: DraftRecord,
+        draft: &Draft,
         changes: &mut Vec<Change>,
     ) {
-        let (net, tick) = (record.net, header.tick);
+        let DraftRecord { net, base, .. } = record;
+        let tick = header.tick;
         let place = self.make_room(net, record.place, changes);
         let entity = &mut self.entities[place];
         let complete = self.newest_complete.unwrap_or(entity.mentioned);
@@ -387,12 +338,12 @@ impl Replica {
                 entity.meta = meta;
                 changes.push(Change::MetaChanged(net));
             }
-            entity.set_structure(&self.layouts, structure, tick, |removed| {
+            entity.set_structure(&self.layouts, record.structure, tick, |removed| {
                 changes.push(Change::Removed(net, removed));
             });
         }
         let mut awaited = Vec::new();
-        for value in values {
+        for value in record.values {
             let id = value.component;
             let Some(component) = entity.component_mut(id) else {
                 continue; // refused when it was read
@@ -405,7 +356,7 @@ impl Replica {
                 component.value = Value::empty(&self.layouts, id);
                 changes.push(Change::Removed(net, id));
             }
-            match component.set(value.value, record.base, tick, arrived) {
+            match component.set(value.value, base, tick, draft) {
                 Arrived::New => changes.push(Change::Set(net, id)),
                 Arrived::Apart => awaited.push(id),
                 Arrived::Known => {}
@@ -416,14 +367,6 @@ impl Replica {
                 self.fill(early, changes);
             }
         }
-    }
-
-    /// Takes a value that was too large for a snapshot.
-    pub fn handle_apart(&mut self, value: ApartValue, changes: &mut Vec<Change>) {
-        // It is kept also where it fits: it may have been meant for when the entity comes back, or is told anew, and have
-        // overtaken the snapshot that says so.
-        self.early.insert(value.clone());
-        self.fill(value, changes);
     }
 
     /// Puts a value where it is awaited.
@@ -466,162 +409,6 @@ impl Replica {
     }
 }
 
-impl Draft {
-    fn clear(&mut self) {
-        self.gone.clear();
-        self.records.clear();
-        self.structures.clear();
-        self.values.clear();
-        self.words.clear();
-        self.inline.clear();
-        self.spawned = 0;
-    }
-
-    /// Reads what follows the header, and checks it against what the replica holds; says whether it is complete.
-    fn read(
-        &mut self,
-        replica: &Replica,
-        header: &SnapshotHeader,
-        input: &mut BitReader,
-    ) -> Result<bool, SnapshotError> {
-        while input.read_bit()? {
-            let mut ids = IdCoder::default();
-            while input.read_bit()? {
-                self.gone.push(ids.read(input)?);
-            }
-            let mut ids = IdCoder::default();
-            while input.read_bit()? {
-                let index = ids.read(input)?;
-                self.read_record(replica, header, index, input)?;
-            }
-        }
-        Ok(input.read_bit()?)
-    }
-
-    fn read_record(
-        &mut self,
-        replica: &Replica,
-        header: &SnapshotHeader,
-        index: u32,
-        input: &mut BitReader,
-    ) -> Result<(), SnapshotError> {
-        let base = match Base::read(header.tick, input)? {
-            Base::Nothing => None,
-            Base::Snapshot => Some(header.baseline),
-            Base::Own(tick) => Some(tick),
-        };
-        let (place, held) = replica
-            .entities
-            .get_full(&index)
-            .map(|(place, _, held)| (place, held))
-            .unzip();
-        let (net, held) = match (base, held) {
-            (Some(_), Some(held)) => (NetId::new(index, held.generation), Some(held)),
-            (Some(_), None) => return Err(SnapshotError::MissingBaseline),
-            (None, held) => {
-                let net = snapshot::read_generation(index, input)?;
-                self.spawned += usize::from(held.is_none());
-                if replica.entities.len() + self.spawned > replica.max_entities {
-                    return Err(SnapshotError::TooManyEntities(replica.max_entities));
-                }
-                let is_it = |held: &&ReplicaEntity| held.generation == net.generation();
-                (net, held.filter(is_it))
-            }
-        };
-        let has_structure = base.is_none() || input.read_bit()?;
-        let start = self.structures.len();
-        let structures = &mut self.structures;
-        let meta = has_structure
-            .then(|| snapshot::read_structure(&replica.layouts, input, structures))
-            .transpose()?;
-        match (has_structure, held) {
-            (true, _) => {
-                for at in start..self.structures.len() {
-                    let id = self.structures[at];
-                    let component = held.and_then(|held| held.component(id));
-                    self.read_value(replica, header.tick, base, true, id, component, input)?;
-                }
-            }
-            (false, Some(held)) => {
-                for component in &held.components {
-                    let id = component.id;
-                    let known = Some(component);
-                    self.read_value(replica, header.tick, base, false, id, known, input)?;
-                }
-            }
-            (false, None) => return Err(SnapshotError::MissingBaseline),
-        }
-        self.records.push(DraftRecord {
-            net,
-            place,
-            base,
-            meta,
-            structures_end: self.structures.len(),
-            values_end: self.values.len(),
-        });
-        Ok(())
-    }
-
-    fn read_value(
-        &mut self,
-        replica: &Replica,
-        tick: Tick,
-        base: Option<Tick>,
-        has_structure: bool,
-        id: ComponentId,
-        known: Option<&Component>,
-        input: &mut BitReader,
-    ) -> Result<(), SnapshotError> {
-        if base.is_some() && !input.read_bit()? {
-            if known.is_none_or(|known| known.value.is_missing()) {
-                return Err(WireError::InvalidValue("a new component without a value").into());
-            }
-            return Ok(());
-        }
-        let inserted = match has_structure {
-            true => snapshot::read_age(tick, input)?,
-            false => None,
-        };
-        let value = match replica.layouts.get(id) {
-            Some(Layout::Words(fields)) => {
-                let start = self.words.len();
-                self.words.resize(start + fields.len(), 0);
-                let words = &mut self.words[start..];
-                let base = match base {
-                    Some(base) if !input.read_bit()? => Some(base),
-                    _ => None,
-                };
-                match base {
-                    Some(base) => {
-                        let value = known
-                            .and_then(|known| known.value.at(base))
-                            .ok_or(SnapshotError::MissingBaseline)?;
-                        quantize::read_delta(fields, value, words, input)?;
-                    }
-                    None => quantize::read_full(fields, words, input)?,
-                }
-                DraftKind::Words {
-                    start: start as u32,
-                    is_delta: base.is_some(),
-                }
-            }
-            _ => match BytesValue::read(input)? {
-                BytesValue::Inline(bytes) => {
-                    self.inline.push(bytes.into());
-                    DraftKind::Inline(self.inline.len() as u32 - 1)
-                }
-                BytesValue::Apart { version } => DraftKind::Apart { version },
-            },
-        };
-        self.values.push(DraftValue {
-            component: id,
-            inserted,
-            value,
-        });
-        Ok(())
-    }
-}
-
 impl ReplicaEntity {
     /// The tick for which its values before those of the newest mention were last known to be the server's.
     pub fn held(&self) -> Tick {
@@ -650,7 +437,7 @@ impl ReplicaEntity {
             .binary_search_by_key(&id, |component| component.id)
     }
 
-    fn component(&self, id: ComponentId) -> Option<&Component> {
+    pub(super) fn component(&self, id: ComponentId) -> Option<&Component> {
         Some(&self.components[self.find(id).ok()?])
     }
 
@@ -686,12 +473,6 @@ impl ReplicaEntity {
     }
 }
 
-/// The values of a draft.
-struct ArrivedValues<'a> {
-    words: &'a [u32],
-    inline: &'a mut [Bytes],
-}
-
 /// What a value that came is to an entity.
 enum Arrived {
     New,
@@ -701,28 +482,22 @@ enum Arrived {
 }
 
 impl Component {
-    fn set(
-        &mut self,
-        value: DraftKind,
-        base: Option<Tick>,
-        tick: Tick,
-        arrived: &mut ArrivedValues,
-    ) -> Arrived {
+    fn set(&mut self, value: DraftKind, base: Option<Tick>, tick: Tick, draft: &Draft) -> Arrived {
         let is_new = match (value, &mut self.value) {
             (DraftKind::Words { start, is_delta }, Value::Words(history)) => {
                 if is_delta && let Some(base) = base {
                     history.forget_before(base);
                 }
                 let start = start as usize;
-                history.push(tick, &arrived.words[start..start + history.words()])
+                history.push(tick, &draft.words[start..start + history.words()])
             }
             (DraftKind::Words { .. }, _) => false, // a layout does not change
             (DraftKind::Inline(index), current) => {
-                let new = std::mem::take(&mut arrived.inline[index as usize]);
-                let same = matches!(&*current, Value::Bytes { bytes, .. } if *bytes == new);
+                let new = &draft.inline[index as usize];
+                let same = matches!(&*current, Value::Bytes { bytes, .. } if bytes == new);
                 if !same {
                     *current = Value::Bytes {
-                        bytes: new,
+                        bytes: new.clone(),
                         version: None,
                     };
                 }
@@ -755,14 +530,14 @@ impl Value {
     }
 
     /// The quantised value that held at `tick`.
-    fn at(&self, tick: Tick) -> Option<&[u32]> {
+    pub fn at(&self, tick: Tick) -> Option<&[u32]> {
         match self {
             Self::Words(history) => history.at(tick),
             _ => None,
         }
     }
 
-    fn is_missing(&self) -> bool {
+    pub fn is_missing(&self) -> bool {
         self.newest().is_none() && !matches!(self, Self::Awaited { .. })
     }
 
@@ -791,9 +566,12 @@ mod tests {
             };
             replica.handle_apart(value, &mut Vec::new());
         }
-        let held = replica.early.newer.len() + replica.early.older.len();
+        let held = replica.held.early.newer.len() + replica.held.early.older.len();
         assert!(held * size_of::<ApartValue>() <= 2 * EarlyValues::MAX_BYTES);
-        let newest = replica.early.get((NetId::new(399_999, 0), ComponentId(0)));
+        let newest = replica
+            .held
+            .early
+            .get((NetId::new(399_999, 0), ComponentId(0)));
         assert!(newest.is_some(), "the newest are the ones that are kept");
     }
 }
