@@ -19,6 +19,8 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use smallvec::SmallVec;
+
 /// How many of our newest datagrams are remembered until they are acknowledged.
 ///
 /// At 60 datagrams a second these are the last 4.2 seconds. What is older and still unknown is
@@ -246,20 +248,23 @@ impl AckTracker {
     /// As long as the other side has always waited for longer than it can tell, it is what the round trip is at most.
     #[must_use]
     pub fn rtt(&self) -> Option<Duration> {
-        self.rtt.map(|rtt| rtt.smoothed).or(self.rtt_at_most)
+        self.rtt
+            .as_ref()
+            .map(|rtt| rtt.smoothed)
+            .or(self.rtt_at_most)
     }
 
     /// Shortest round trip of the last 10 to 20 seconds.
     #[must_use]
     pub fn min_rtt(&self) -> Option<Duration> {
-        self.rtt.map(|rtt| rtt.min_now.min(rtt.min_before))
+        self.rtt.as_ref().map(|rtt| rtt.min_now.min(rtt.min_before))
     }
 
     /// Mean deviation of the round-trip time from its smoothed value (`RTTVAR` of RFC 6298).
     /// Half the first sample, until there are more.
     #[must_use]
     pub fn jitter(&self) -> Option<Duration> {
-        self.rtt.map(|rtt| rtt.deviation)
+        self.rtt.as_ref().map(|rtt| rtt.deviation)
     }
 
     /// Share of our datagrams that were lost, of those among the newest [`SENT_WINDOW`] whose fate
@@ -343,7 +348,7 @@ impl AckTracker {
     /// hold for a newer one. So the walk stops at the first that may still arrive, and each
     /// datagram is visited once.
     fn declare_lost(&mut self, now: Duration, on_delivery: &mut impl FnMut(Delivery)) {
-        let (Some(newest_acked), Some(rtt)) = (self.newest_acked, self.rtt) else {
+        let (Some(newest_acked), Some(rtt)) = (self.newest_acked, &self.rtt) else {
             return;
         };
         let timeout = (rtt.smoothed * 2).max(rtt.smoothed + rtt.deviation * 4);
@@ -402,7 +407,7 @@ pub(crate) fn is_newer(a: u16, b: u16) -> bool {
 }
 
 /// Round-trip time in the manner of RFC 6298.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Rtt {
     smoothed: Duration,
     deviation: Duration,
@@ -411,13 +416,13 @@ struct Rtt {
     min_before: Duration,
     period_start: Duration,
     last_sample_at: Duration,
-    /// Newest samples in a row that are much shorter than what was believed, and the longest of them.
-    shorter: (u32, Duration),
+    /// Newest samples in a row that are much shorter than what was believed.
+    shorter: SmallVec<[Duration; SHORTER_SAMPLES]>,
 }
 
 /// So many samples in a row of less than half the smoothed round trip, and it is over what made it long: one side drew
 /// a frame a second, say. A round trip cannot be measured too short.
-const SHORTER_SAMPLES: u32 = 3;
+const SHORTER_SAMPLES: usize = 3;
 
 impl Rtt {
     fn new(now: Duration, sample: Duration) -> Self {
@@ -428,7 +433,7 @@ impl Rtt {
             min_before: sample,
             period_start: now,
             last_sample_at: now,
-            shorter: (0, Duration::ZERO),
+            shorter: SmallVec::new(),
         }
     }
 
@@ -440,18 +445,18 @@ impl Rtt {
         }
         self.min_now = self.min_now.min(sample);
 
-        let (mut times, mut longest) = self.shorter;
         let is_usual = self.smoothed.saturating_sub(sample) <= self.deviation * 3;
         if sample < self.smoothed / 2 && !is_usual {
-            (times, longest) = (times + 1, longest.max(sample));
+            self.shorter.push(sample);
         } else {
-            (times, longest) = (0, Duration::ZERO);
+            self.shorter.clear();
         }
-        self.shorter = (times, longest);
-        if times == SHORTER_SAMPLES {
-            self.smoothed = longest;
-            self.deviation = longest / 2;
-            self.shorter = (0, Duration::ZERO);
+        if self.shorter.len() == SHORTER_SAMPLES {
+            // Some may still be of when it was long. Then it falls once more, which a small deviation allows.
+            self.shorter.sort_unstable();
+            self.smoothed = self.shorter[SHORTER_SAMPLES / 2];
+            self.deviation = self.smoothed / 8;
+            self.shorter.clear();
         }
 
         // A side that was suspended answers seconds late. One such sample must not be believed

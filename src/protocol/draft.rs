@@ -136,6 +136,7 @@ impl Draft {
     }
 
     /// An entity that is held, and its place.
+    #[inline]
     fn find<'a>(&mut self, known: Known<'a>, index: u32) -> Option<(usize, &'a ReplicaEntity)> {
         let entities = known.entities?;
         let next = entities.get_index(self.next_place);

@@ -177,21 +177,25 @@ impl History {
     }
 
     /// Where a row is, counted from the oldest.
+    #[inline]
     fn range(&self, index: u32) -> std::ops::Range<usize> {
         let at = ((self.start + index) & (self.capacity - 1)) * self.stride;
         at as usize..(at + self.stride) as usize
     }
 
+    #[inline]
     fn row(&self, index: u32) -> &[u32] {
         &self.rows[self.range(index)]
     }
 
     /// The newest value.
+    #[inline]
     pub fn last(&self) -> Option<&[u32]> {
         (self.len > 0).then(|| &self.row(self.len - 1)[1..])
     }
 
     /// The value that held at `tick`: the newest entry not newer than it.
+    #[inline]
     pub fn at(&self, tick: Tick) -> Option<&[u32]> {
         (0..self.len)
             .rev()
@@ -203,6 +207,7 @@ impl History {
     /// Appends a value; says whether it differs from the newest one.
     ///
     /// What was there for this tick or later ones is replaced: it came from a snapshot that broke off.
+    #[inline]
     pub fn push(&mut self, tick: Tick, words: &[u32]) -> bool {
         debug_assert_eq!(words.len() + 1, self.stride as usize);
         while self.len > 0 && !tick.is_newer_than(Tick(self.row(self.len - 1)[0])) {
@@ -225,12 +230,14 @@ impl History {
     }
 
     /// Forgets what no baseline at or after `tick` needs.
+    #[inline]
     pub fn forget_before(&mut self, tick: Tick) {
         while self.len > 1 && !Tick(self.row(1)[0]).is_newer_than(tick) {
             self.drop_oldest();
         }
     }
 
+    #[inline]
     fn drop_oldest(&mut self) {
         self.start = (self.start + 1) & (self.capacity - 1);
         self.len -= 1;

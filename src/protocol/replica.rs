@@ -537,6 +537,7 @@ impl Value {
         }
     }
 
+    #[inline]
     pub fn is_missing(&self) -> bool {
         self.newest().is_none() && !matches!(self, Self::Awaited { .. })
     }

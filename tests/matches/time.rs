@@ -217,3 +217,53 @@ fn a_client_at_one_frame_a_second_stays_and_recovers() {
     assert_eq!(sessions(&mut net), 1);
     steering_works(&mut net, ada);
 }
+
+/// Ticks after slow frames until the server has every input in time.
+fn ticks_until_in_control(link: LinkConditions, frame_rate: f64, ticks: u32) -> usize {
+    let (mut net, ada) = with_ada(ships, link);
+    net.set_frame_rate(ada, frame_rate);
+    net.run(Ticks(ticks));
+    net.set_frame_rate(ada, 60.0);
+    control(&mut net, ada, 1, false);
+    let mut place = real(&mut net);
+    let mut in_control_since = 0;
+    for tick in 0..180 {
+        net.run(Ticks(1));
+        let before = std::mem::replace(&mut place, real(&mut net));
+        if place == before {
+            in_control_since = tick + 1;
+        }
+    }
+    in_control_since
+}
+
+#[test]
+fn a_client_that_drew_a_frame_a_second_steers_within_half_a_second_afterwards() {
+    for frame_rate in [0.5, 1.0, 2.0, 4.0] {
+        for phase in 0..13 {
+            let ticks = ticks_until_in_control(clean(), frame_rate, 3_600 + phase * 5);
+            assert!(ticks <= 30, "{frame_rate} fps, {phase}: {ticks} ticks");
+        }
+    }
+}
+
+#[test]
+fn on_far_links_it_takes_a_round_trip_more() {
+    for (latency_ms, jitter_ms, loss) in [(75, 20, 0.05), (150, 30, 0.02)] {
+        for phase in 0..13 {
+            let link = LinkConditions {
+                latency: Duration::from_millis(latency_ms),
+                jitter: Duration::from_millis(jitter_ms),
+                loss,
+                seed: phase.into(),
+                ..default()
+            };
+            let ticks = ticks_until_in_control(link, 1.0, 3_600 + phase * 5);
+            let round_trip = latency_ms as usize * 2 * 60 / 1_000;
+            assert!(
+                ticks <= 30 + round_trip,
+                "{latency_ms} ms, {phase}: {ticks} ticks"
+            );
+        }
+    }
+}
