@@ -10,7 +10,6 @@ use super::snapshot::{self, Base, BytesValue, IdCoder, SnapshotHeader};
 use crate::tick::Tick;
 use crate::wire::WireError;
 use crate::wire::bits::BitReader;
-use crate::wire::quantize;
 
 /// A snapshot that has been read.
 #[derive(Debug, Default)]
@@ -241,9 +240,9 @@ impl Draft {
                         let value = had
                             .and_then(|had| had.value.at(base))
                             .ok_or(SnapshotError::MissingBaseline)?;
-                        quantize::read_delta(fields, value, words, input)?;
+                        fields.read_delta(value, words, input)?;
                     }
-                    None => quantize::read_full(fields, words, input)?,
+                    None => fields.read_full(words, input)?,
                 }
                 DraftKind::Words {
                     start: start as u32,

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::tick::Tick;
-use crate::wire::quantize::{Field, MAX_WORDS};
+use crate::wire::quantize::{Fields, MAX_WORDS};
 
 /// A replicated entity, as both sides name it. The server gives it out, and never gives it to another entity.
 ///
@@ -59,7 +59,7 @@ pub struct ComponentId(pub u8);
 #[derive(Clone, Debug)]
 pub enum Layout {
     /// Quantised: words of known width, sent as differences to an acked baseline.
-    Words(Box<[Field]>),
+    Words(Fields),
     /// Serialised: sent whole when it changes.
     Bytes,
 }

@@ -343,10 +343,12 @@ impl Held {
             });
         }
         let mut awaited = Vec::new();
+        // Both are in the order of their ids, and nothing is read for a component that is not there.
+        let mut components = entity.components.iter_mut();
         for value in record.values {
             let id = value.component;
-            let Some(component) = entity.component_mut(id) else {
-                continue; // refused when it was read
+            let Some(component) = components.find(|component| component.id == id) else {
+                break;
             };
             let is_again = value
                 .inserted

@@ -69,6 +69,7 @@ impl SnapshotHeader {
     }
 
     /// `newest` is the newest tick seen so far; it tells which of the ticks with these low bits is meant.
+    #[inline]
     pub(super) fn read(newest: Tick, input: &mut BitReader) -> Result<Self, WireError> {
         let tick = newest.nearest_with_low_bits(input.read_bits(16)? as u16);
         let epoch = input.read_bits(4)? as u8;
@@ -114,6 +115,7 @@ impl IdCoder {
         self.previous = net.index();
     }
 
+    #[inline]
     pub fn read(&mut self, input: &mut BitReader) -> Result<u32, WireError> {
         let step = input.read_signed_exp_golomb(1)?;
         self.previous = self.previous.wrapping_add_signed(step);
@@ -141,6 +143,7 @@ impl Base {
         }
     }
 
+    #[inline]
     pub fn read(tick: Tick, input: &mut BitReader) -> Result<Self, WireError> {
         if !input.read_bit()? {
             return Ok(Self::Snapshot);

@@ -23,7 +23,6 @@ use super::layout::{ComponentId, Layout, NetId};
 use super::snapshot::{self, Base, BytesValue, IdCoder, InputReport, SnapshotHeader};
 use crate::tick::{Tick, Ticks};
 use crate::wire::bits::{BitWriter, Bits};
-use crate::wire::quantize;
 
 /// What one client knows of the archive.
 #[derive(Debug)]
@@ -1130,8 +1129,8 @@ fn write_record(
                     out.write_bit(base.is_none());
                 }
                 match base {
-                    Some(base) => quantize::write_delta(fields, base, words, out),
-                    None => quantize::write_full(fields, words, out),
+                    Some(base) => fields.write_delta(base, words, out),
+                    None => fields.write_full(words, out),
                 }
             }
             StoredValue::Bytes(bytes) if goes_apart(stored.id, bytes) => {

@@ -270,6 +270,7 @@ impl<'a> BitReader<'a> {
     ///
     /// [`WireError::OutOfBits`] at the end of the input, [`WireError::InvalidValue`] when the
     /// number is longer than a `u32`.
+    #[inline]
     pub fn read_exp_golomb(&mut self, k: u32) -> Result<u32, WireError> {
         const TOO_LONG: WireError = WireError::InvalidValue("Exp-Golomb number beyond 32 bits");
         debug_assert!(k < 32, "the order of an Exp-Golomb code is below 32");
@@ -292,6 +293,7 @@ impl<'a> BitReader<'a> {
     /// # Errors
     ///
     /// As [`read_exp_golomb`](Self::read_exp_golomb).
+    #[inline]
     pub fn read_signed_exp_golomb(&mut self, k: u32) -> Result<i32, WireError> {
         self.read_exp_golomb(k).map(unzigzag)
     }

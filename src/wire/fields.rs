@@ -151,21 +151,89 @@ impl Field {
     }
 }
 
+/// The fields of a quantised component, and how they fall into groups, worked out once.
+#[derive(Clone, Debug)]
+pub struct Fields {
+    fields: Box<[Field]>,
+    groups: Box<[Group]>,
+}
+
+impl Fields {
+    pub(crate) fn write_full(&self, words: &[u32], out: &mut BitWriter) {
+        write_groups(&self.fields, self.groups.iter().copied(), words, out);
+    }
+
+    pub(crate) fn read_full(
+        &self,
+        words: &mut [u32],
+        input: &mut BitReader,
+    ) -> Result<(), WireError> {
+        read_groups(&self.fields, self.groups.iter().copied(), words, input)
+    }
+
+    pub(crate) fn write_delta(&self, base: &[u32], words: &[u32], out: &mut BitWriter) {
+        write_changes(&self.fields, self.groups.iter().copied(), base, words, out);
+    }
+
+    /// `base` must be words of these fields.
+    pub(crate) fn read_delta(
+        &self,
+        base: &[u32],
+        words: &mut [u32],
+        input: &mut BitReader,
+    ) -> Result<(), WireError> {
+        words.copy_from_slice(base);
+        read_changes(&self.fields, self.groups.iter().copied(), words, input)
+    }
+}
+
+impl std::ops::Deref for Fields {
+    type Target = [Field];
+
+    fn deref(&self) -> &[Field] {
+        &self.fields
+    }
+}
+
+impl<'a> IntoIterator for &'a Fields {
+    type Item = &'a Field;
+    type IntoIter = std::slice::Iter<'a, Field>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.fields.iter()
+    }
+}
+
+impl From<Box<[Field]>> for Fields {
+    fn from(fields: Box<[Field]>) -> Self {
+        let groups = groups_of(&fields).collect();
+        Self { fields, groups }
+    }
+}
+
+impl From<Vec<Field>> for Fields {
+    fn from(fields: Vec<Field>) -> Self {
+        fields.into_boxed_slice().into()
+    }
+}
+
+impl<const N: usize> From<[Field; N]> for Fields {
+    fn from(fields: [Field; N]) -> Self {
+        Box::<[Field]>::from(fields).into()
+    }
+}
+
+impl FromIterator<Field> for Fields {
+    fn from_iter<I: IntoIterator<Item = Field>>(fields: I) -> Self {
+        Vec::from_iter(fields).into()
+    }
+}
+
 /// Writes all words, so that a receiver without a baseline can read them.
 ///
 /// The three slices' lengths must agree, here and below; surplus elements are ignored.
 pub fn write_full(fields: &[Field], words: &[u32], out: &mut BitWriter) {
-    for_each_group(fields, |group, at| {
-        let words = &words[at..at + group.len()];
-        if can_rest(group) {
-            let rests = group.iter().zip(words).all(|(f, &w)| f.rest == Some(w));
-            out.write_bit(!rests);
-            if rests {
-                return;
-            }
-        }
-        write_whole(group, words, out);
-    });
+    write_groups(fields, groups_of(fields), words, out);
 }
 
 /// Reads what [`write_full`] wrote. Afterwards every word is within its field's width, also
@@ -179,31 +247,13 @@ pub fn read_full(
     words: &mut [u32],
     input: &mut BitReader,
 ) -> Result<(), WireError> {
-    words.fill(0);
-    try_for_each_group(fields, |group, at| {
-        let words = &mut words[at..at + group.len()];
-        if can_rest(group) && !input.read_bit()? {
-            for (field, word) in group.iter().zip(words) {
-                *word = field.rest.unwrap_or_default();
-            }
-            return Ok(());
-        }
-        read_whole(group, words, input)
-    })
+    read_groups(fields, groups_of(fields), words, input)
 }
 
 /// Writes what changed from `base` to `words`. The reader needs the same base: only words which
 /// the receiver has acknowledged will do.
 pub fn write_delta(fields: &[Field], base: &[u32], words: &[u32], out: &mut BitWriter) {
-    for_each_group(fields, |group, at| {
-        let base = &base[at..at + group.len()];
-        let words = &words[at..at + group.len()];
-        let changed = base != words;
-        out.write_bit(changed);
-        if changed {
-            write_group_delta(group, base, words, out);
-        }
-    });
+    write_changes(fields, groups_of(fields), base, words, out);
 }
 
 /// Reads what [`write_delta`] wrote against the same base. Afterwards every word is within its
@@ -222,12 +272,79 @@ pub fn read_delta(
     for ((word, base), field) in words.iter_mut().zip(base).zip(fields) {
         *word = base & field.mask();
     }
-    try_for_each_group(fields, |group, at| {
-        if !input.read_bit()? {
-            return Ok(());
+    read_changes(fields, groups_of(fields), words, input)
+}
+
+fn write_groups(
+    fields: &[Field],
+    groups: impl Iterator<Item = Group>,
+    words: &[u32],
+    out: &mut BitWriter,
+) {
+    for group in groups {
+        let (fields, words) = (&fields[group.range()], &words[group.range()]);
+        if group.can_rest {
+            let rests = fields.iter().zip(words).all(|(f, &w)| f.rest == Some(w));
+            out.write_bit(!rests);
+            if rests {
+                continue;
+            }
         }
-        read_group_delta(group, &mut words[at..at + group.len()], input)
-    })
+        write_whole(fields, words, out);
+    }
+}
+
+fn read_groups(
+    fields: &[Field],
+    groups: impl Iterator<Item = Group>,
+    words: &mut [u32],
+    input: &mut BitReader,
+) -> Result<(), WireError> {
+    words.fill(0);
+    for group in groups {
+        let (fields, words) = (&fields[group.range()], &mut words[group.range()]);
+        if group.can_rest && !input.read_bit()? {
+            for (field, word) in fields.iter().zip(words) {
+                *word = field.rest.unwrap_or_default();
+            }
+            continue;
+        }
+        read_whole(fields, words, input)?;
+    }
+    Ok(())
+}
+
+fn write_changes(
+    fields: &[Field],
+    groups: impl Iterator<Item = Group>,
+    base: &[u32],
+    words: &[u32],
+    out: &mut BitWriter,
+) {
+    for group in groups {
+        let (base, words) = (&base[group.range()], &words[group.range()]);
+        let changed = base.iter().zip(words).any(|(base, word)| base != word);
+        out.write_bit(changed);
+        if changed {
+            write_group_delta(&fields[group.range()], group.shape, base, words, out);
+        }
+    }
+}
+
+/// `words` hold the base before and the result after.
+fn read_changes(
+    fields: &[Field],
+    groups: impl Iterator<Item = Group>,
+    words: &mut [u32],
+    input: &mut BitReader,
+) -> Result<(), WireError> {
+    for group in groups {
+        if input.read_bit()? {
+            let (fields, words) = (&fields[group.range()], &mut words[group.range()]);
+            read_group_delta(fields, group.shape, words, input)?;
+        }
+    }
+    Ok(())
 }
 
 /// The largest distance of any field, in steps of that field: zero when `a` equals `b`, and
@@ -248,8 +365,14 @@ pub fn distance(fields: &[Field], a: &[u32], b: &[u32]) -> u32 {
 /// - did all numbers change? If not, a bit for each; the last goes without when those before
 ///   agree, since neither all nor none changed;
 /// - each change in that width, zigzagged and less one, as it is not zero.
-fn write_group_delta(group: &[Field], base: &[u32], words: &[u32], out: &mut BitWriter) {
-    let Some(shape) = GroupShape::of(group) else {
+fn write_group_delta(
+    group: &[Field],
+    shape: Option<GroupShape>,
+    base: &[u32],
+    words: &[u32],
+    out: &mut BitWriter,
+) {
+    let Some(shape) = shape else {
         return write_whole(group, words, out);
     };
     let mut changes = 0;
@@ -294,10 +417,11 @@ fn write_group_delta(group: &[Field], base: &[u32], words: &[u32], out: &mut Bit
 /// Reads a group that changed; `words` hold the base before and the result after.
 fn read_group_delta(
     group: &[Field],
+    shape: Option<GroupShape>,
     words: &mut [u32],
     input: &mut BitReader,
 ) -> Result<(), WireError> {
-    let Some(shape) = GroupShape::of(group) else {
+    let Some(shape) = shape else {
         return read_whole(group, words, input);
     };
     let width = match input.read_bits(shape.announcement_bits)? {
@@ -328,7 +452,37 @@ fn read_group_delta(
     Ok(())
 }
 
+/// Fields that share a bit while none of them changes.
+#[derive(Clone, Copy, Debug)]
+struct Group {
+    start: usize,
+    end: usize,
+    can_rest: bool,
+    shape: Option<GroupShape>,
+}
+
+impl Group {
+    fn range(&self) -> std::ops::Range<usize> {
+        self.start..self.end
+    }
+}
+
+fn groups_of(fields: &[Field]) -> impl Iterator<Item = Group> {
+    let mut end = 0;
+    fields.chunk_by(|_, next| next.joined).map(move |group| {
+        let start = end;
+        end += group.len();
+        Group {
+            start,
+            end,
+            can_rest: group.iter().all(|field| field.rest.is_some()),
+            shape: GroupShape::of(group),
+        }
+    })
+}
+
 /// What both sides know about a group that changed before its first bit.
+#[derive(Clone, Copy, Debug)]
 struct GroupShape {
     /// Fields that are sent as differences: all but opaque ones.
     numbers: u32,
@@ -341,7 +495,7 @@ struct GroupShape {
 }
 
 impl GroupShape {
-    /// `None` when no field gains from a difference: all opaque, or of a single bit.
+    /// `None` where no field gains from a difference: all opaque, or of a single bit.
     fn of(group: &[Field]) -> Option<Self> {
         let numbers = group.iter().filter(|field| field.kind != FieldKind::Opaque);
         let widths = numbers.map(|field| u32::from(field.bits));
@@ -406,30 +560,6 @@ fn write_whole(group: &[Field], words: &[u32], out: &mut BitWriter) {
 fn read_whole(group: &[Field], words: &mut [u32], input: &mut BitReader) -> Result<(), WireError> {
     for (field, word) in group.iter().zip(words) {
         *word = input.read_bits(field.bits.into())?;
-    }
-    Ok(())
-}
-
-fn can_rest(group: &[Field]) -> bool {
-    group.iter().all(|field| field.rest.is_some())
-}
-
-fn for_each_group(fields: &[Field], mut visit: impl FnMut(&[Field], usize)) {
-    let mut at = 0;
-    for group in fields.chunk_by(|_, next| next.joined) {
-        visit(group, at);
-        at += group.len();
-    }
-}
-
-fn try_for_each_group(
-    fields: &[Field],
-    mut visit: impl FnMut(&[Field], usize) -> Result<(), WireError>,
-) -> Result<(), WireError> {
-    let mut at = 0;
-    for group in fields.chunk_by(|_, next| next.joined) {
-        visit(group, at)?;
-        at += group.len();
     }
     Ok(())
 }

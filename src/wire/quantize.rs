@@ -65,7 +65,7 @@ pub use super::codecs::{
     Vec3Codec,
 };
 pub use super::fields::{
-    Field, FieldKind, MAX_WORDS, distance, read_delta, read_full, write_delta, write_full,
+    Field, FieldKind, Fields, MAX_WORDS, distance, read_delta, read_full, write_delta, write_full,
 };
 
 /// A lossy coding of `T` as a few integers.
