@@ -675,7 +675,7 @@ fn only_so_many_messages_wait_and_all_are_told_in_order() {
     let mut told_by_then = 0;
     for n in 0..COUNT {
         tell(&mut net, Target::All, Hit { whom, tag: n });
-        if n % 30 == 0 {
+        if n % 60 == 0 {
             net.run(Ticks(1));
         }
         if n + 1 == COUNT {
@@ -687,6 +687,10 @@ fn only_so_many_messages_wait_and_all_are_told_in_order() {
     net.run(Ticks(300));
     let named = &heard(net.client(ada)).named;
     let tags: Vec<_> = named.iter().map(|(tag, _)| *tag).collect();
+    println!(
+        "PROBE back {:?}",
+        net.server.world().resource::<Heard>().back.len()
+    );
     assert_eq!(tags, (0..COUNT).collect::<Vec<_>>());
 }
 

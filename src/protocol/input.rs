@@ -530,6 +530,7 @@ impl InputBuffer {
     /// Takes in one input. `server_tick` is the newest tick that has been simulated.
     ///
     /// The first input ever is the start: ticks before it are not missing.
+    #[inline]
     pub fn insert(&mut self, server_tick: Tick, tick: Tick, input: &[u8]) -> Arrival {
         if input.len() > MAX_INPUT_BYTES {
             return Arrival::TooLarge;

@@ -284,7 +284,7 @@ impl Replica {
             self.held.newest_complete = None;
             changes.push(Change::StartedOver);
         }
-        self.held.apply(&header, &self.draft, changes);
+        self.held.apply(&header, &mut self.draft, changes);
         self.newest = Some(header.tick);
         if complete {
             self.held.newest_complete = Some(header.tick);
@@ -303,10 +303,15 @@ impl Replica {
 
 impl Held {
     /// Brings the entities up to date with a snapshot that fits them.
-    fn apply(&mut self, header: &SnapshotHeader, draft: &Draft, changes: &mut Vec<Change>) {
+    fn apply(&mut self, header: &SnapshotHeader, draft: &mut Draft, changes: &mut Vec<Change>) {
+        let mut arrived = Arrived {
+            inline: std::mem::take(&mut draft.inline),
+            words: &draft.words,
+        };
         for record in draft.records() {
-            self.apply_record(header, record, draft, changes);
+            self.apply_record(header, record, &mut arrived, changes);
         }
+        draft.inline = arrived.inline;
         for &index in &draft.gone {
             // What left one place may have entered another, in whichever order they are told. Values that came early
             // stay: they may be for when it comes back.
@@ -323,7 +328,7 @@ impl Held {
         &mut self,
         header: &SnapshotHeader,
         record: DraftRecord,
-        draft: &Draft,
+        arrived: &mut Arrived,
         changes: &mut Vec<Change>,
     ) {
         let DraftRecord { net, base, .. } = record;
@@ -358,10 +363,10 @@ impl Held {
                 component.value = Value::empty(&self.layouts, id);
                 changes.push(Change::Removed(net, id));
             }
-            match component.set(value.value, base, tick, draft) {
-                Arrived::New => changes.push(Change::Set(net, id)),
-                Arrived::Apart => awaited.push(id),
-                Arrived::Known => {}
+            match component.set(value.value, base, tick, arrived) {
+                News::New => changes.push(Change::Set(net, id)),
+                News::Apart => awaited.push(id),
+                News::Known => {}
             }
         }
         for id in awaited {
@@ -475,8 +480,14 @@ impl ReplicaEntity {
     }
 }
 
+/// The values that have come with a snapshot.
+struct Arrived<'a> {
+    words: &'a [u32],
+    inline: Vec<Bytes>,
+}
+
 /// What a value that came is to an entity.
-enum Arrived {
+enum News {
     New,
     Known,
     /// It comes as a message, or has come already.
@@ -484,22 +495,28 @@ enum Arrived {
 }
 
 impl Component {
-    fn set(&mut self, value: DraftKind, base: Option<Tick>, tick: Tick, draft: &Draft) -> Arrived {
+    fn set(
+        &mut self,
+        value: DraftKind,
+        base: Option<Tick>,
+        tick: Tick,
+        arrived: &mut Arrived,
+    ) -> News {
         let is_new = match (value, &mut self.value) {
             (DraftKind::Words { start, is_delta }, Value::Words(history)) => {
                 if is_delta && let Some(base) = base {
                     history.forget_before(base);
                 }
                 let start = start as usize;
-                history.push(tick, &draft.words[start..start + history.words()])
+                history.push(tick, &arrived.words[start..start + history.words()])
             }
             (DraftKind::Words { .. }, _) => false, // a layout does not change
             (DraftKind::Inline(index), current) => {
-                let new = &draft.inline[index as usize];
-                let same = matches!(&*current, Value::Bytes { bytes, .. } if bytes == new);
+                let new = std::mem::take(&mut arrived.inline[index as usize]);
+                let same = matches!(&*current, Value::Bytes { bytes, .. } if *bytes == new);
                 if !same {
                     *current = Value::Bytes {
-                        bytes: new.clone(),
+                        bytes: new,
                         version: None,
                     };
                 }
@@ -510,14 +527,14 @@ impl Component {
                     matches!(&*current, Value::Bytes { version: had, .. } if *had == Some(version));
                 if !same {
                     *current = Value::Awaited { version };
-                    return Arrived::Apart;
+                    return News::Apart;
                 }
                 false
             }
         };
         match is_new {
-            true => Arrived::New,
-            false => Arrived::Known,
+            true => News::New,
+            false => News::Known,
         }
     }
 }

@@ -53,8 +53,8 @@ pub struct InputReport {
 
 impl SnapshotHeader {
     pub(super) fn write(&self, out: &mut BitWriter) {
-        out.write_bits(self.tick.0 & 0xffff, 16);
-        out.write_bits(u32::from(self.epoch % EPOCHS), 4);
+        let epoch = u32::from(self.epoch % EPOCHS);
+        out.write_bits(self.tick.0 & 0xffff | epoch << 16, 20);
         out.write_exp_golomb(self.tick.0.wrapping_sub(self.baseline.0), 3);
         out.write_exp_golomb(self.tick.0.wrapping_sub(self.previous.0), 1);
         out.write_bit(self.inputs.is_some());
@@ -71,8 +71,9 @@ impl SnapshotHeader {
     /// `newest` is the newest tick seen so far; it tells which of the ticks with these low bits is meant.
     #[inline]
     pub(super) fn read(newest: Tick, input: &mut BitReader) -> Result<Self, WireError> {
-        let tick = newest.nearest_with_low_bits(input.read_bits(16)? as u16);
-        let epoch = input.read_bits(4)? as u8;
+        let bits = input.read_bits(20)?;
+        let tick = newest.nearest_with_low_bits(bits as u16);
+        let epoch = (bits >> 16) as u8;
         let baseline = tick - Ticks(input.read_exp_golomb(3)?);
         let previous = tick - Ticks(input.read_exp_golomb(1)?);
         let inputs = if input.read_bit()? {

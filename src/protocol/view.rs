@@ -505,18 +505,17 @@ impl View {
         if self.exceptions() > 0 {
             return None;
         }
-        let mut bits = out.bit_len() + TRAILER_BITS;
+        let start = out.bit_len();
         let mut entities = 0;
         for &partition in &self.partitions {
-            let block = cache.block(pass, partition, self.baseline)?;
-            bits += block.bits.len();
+            let block = cache.block(pass, partition, self.baseline);
+            let Some(block) =
+                block.filter(|block| out.bit_len() + block.bits.len() + TRAILER_BITS <= pass.end)
+            else {
+                out.truncate(start);
+                return None;
+            };
             entities += block.entities;
-        }
-        if bits > pass.end {
-            return None;
-        }
-        for &partition in &self.partitions {
-            let block = cache.block(pass, partition, self.baseline)?;
             out.append(&block.bits);
         }
         Some(Encoded {
