@@ -88,7 +88,7 @@ pub enum Target {
     All,
     /// One session. If there is none, the message [comes back](Undeliverable).
     Session(Entity),
-    /// The sessions in a [room](crate::rooms::Room), if there are any.
+    /// The sessions in a [room](crate::rooms::Room), if there are any. Those that a parent takes there are not meant.
     Room(Entity),
     /// Every session but this one.
     AllExcept(Entity),
@@ -337,8 +337,8 @@ fn tell_fate<M: NetMessage>(world: &mut World, fate: Fate, session: Entity, lett
 /// The entity of this app that has this name on the network.
 fn own_entity(world: &World, net: NetId) -> Option<Entity> {
     #[cfg(not(target_family = "wasm"))]
-    if let Some(replication) = world.get_resource::<server::collect::Replication>() {
-        return replication.entity(net);
+    if world.contains_resource::<server::collect::Replication>() {
+        return server::collect::living(world, net);
     }
     world.get_resource::<Mirror>()?.entity(net)
 }

@@ -178,9 +178,7 @@ fn carry_out(world: &mut World, tick: Tick) {
         return;
     }
     let plan = plan(world, tick);
-    for &net in &plan.spawned {
-        copies::spawn(world, net, tick);
-    }
+    copies::spawn_all(world, &plan.spawned, tick);
     for update in &plan.updates {
         copies::update(world, update, tick);
     }

@@ -72,8 +72,22 @@ impl Update {
     }
 }
 
-/// Makes the entity that was [entered](Mirror::enter) for one of the server's, whole: with all its components at once.
-pub(super) fn spawn(world: &mut World, net: NetId, tick: Tick) {
+/// Makes the entities that were [entered](Mirror::enter), each whole: with all its components at once.
+///
+/// All are there before any has components: observers of one may go to those that it names.
+pub(super) fn spawn_all(world: &mut World, nets: &[NetId], tick: Tick) {
+    for net in nets {
+        let local = world.resource::<Mirror>().locals.get(net).copied();
+        if let Some(local) = local.filter(|local| !local.is_early) {
+            world.spawn_empty_at(local.entity).ok();
+        }
+    }
+    for &net in nets {
+        spawn(world, net, tick);
+    }
+}
+
+fn spawn(world: &mut World, net: NetId, tick: Tick) {
     let Some(&local) = world.resource::<Mirror>().locals.get(&net) else {
         return;
     };
@@ -88,8 +102,11 @@ pub(super) fn spawn(world: &mut World, net: NetId, tick: Tick) {
         let whole = Update::whole(world.resource::<Mirror>(), net);
         return update(world, &whole, tick);
     }
-    if world.spawn_empty_at(local.entity).is_err() {
-        return;
+    if world.get_entity(local.entity).is_err() {
+        // An observer of another copy has despawned it.
+        let now = world.resource::<CurrentTick>().0;
+        let mut mirror = world.resource_mut::<Mirror>();
+        return mirror.note_despawn(net, now, false);
     }
     let mut named = Vec::new();
     let mut parent = None;
@@ -201,6 +218,11 @@ pub(super) fn update(world: &mut World, update: &Update, tick: Tick) {
     let mut whole = None;
     if update.is_anew {
         start_over(world, net);
+    } else if update.meta
+        && let Some(local) = world.resource_mut::<Mirror>().locals.get_mut(&net)
+    {
+        // The server has made something else of what this client had spawned.
+        local.is_early = false;
     }
     if update.meta && set_role(world, net) && !update.is_anew {
         // What was drawn, or predicted, is not any more.
@@ -242,14 +264,21 @@ pub(super) fn update(world: &mut World, update: &Update, tick: Tick) {
                     continue;
                 };
                 let finder = Finder::new(mirror);
-                (fns(id).assemble)(world, value, &finder, None, out);
+                let is_predicted = local.role == Role::Predicted && mirror.kind(id).predicted;
+                let since = is_predicted.then_some(tick);
+                (fns(id).assemble)(world, value, &finder, since, out);
                 named.push((id, finder.take_asked()));
             }
         });
     }
-    let mut mirror = world.resource_mut::<Mirror>();
+    let mirror = &mut *world.resource_mut::<Mirror>();
     for (id, names) in named {
         mirror.note_names(net, id, names);
+    }
+    let is_predicted = |id: &ComponentId| mirror.kind(*id).predicted;
+    let is_begun = local.role == Role::Predicted && orders.inserted.iter().any(is_predicted);
+    if let Some(local) = mirror.locals.get_mut(&net) {
+        local.is_fresh |= is_begun;
     }
     if let Some(parent) = orders.parent {
         reparent(world, net, parent);
@@ -264,6 +293,7 @@ fn give_orders(world: &mut World, update: &Update, local: &Local, tick: Tick) ->
     let is_reparented = update.set.contains(&child_of) || update.removed.contains(&child_of);
     let parent = is_reparented.then(|| parent_of(world, update.net));
     let present = present(world, mirror, local.entity, &update.set);
+    let required = required(world, mirror, local.role, &update.set, present);
     let mut mirror = world.resource_mut::<Mirror>();
     let mut sorting = Sorting {
         mirror: &mut mirror,
@@ -281,7 +311,8 @@ fn give_orders(world: &mut World, update: &Update, local: &Local, tick: Tick) ->
         sorting.sort_removal(id);
     }
     for &id in update.set.iter().filter(|id| **id != child_of) {
-        sorting.sort_value(id, present.contains(id), is_reparented);
+        let has = present.contains(id);
+        sorting.sort_value(id, has, required.contains(id), is_reparented);
     }
     let Sorting { told, orders, .. } = sorting;
     if let Some(local) = mirror.locals.get_mut(&update.net) {
@@ -299,6 +330,41 @@ fn present(world: &World, mirror: &Mirror, entity: Entity, ids: &[ComponentId]) 
         }
     }
     present
+}
+
+/// Which of these components come now because a plain one that comes with them requires them: inserted later, they would
+/// have a default value until then.
+fn required(
+    world: &World,
+    mirror: &Mirror,
+    role: Role,
+    ids: &[ComponentId],
+    present: ComponentSet,
+) -> ComponentSet {
+    let mut required = ComponentSet::default();
+    let absent = ids.iter().filter(|id| !present.contains(**id));
+    if absent.clone().nth(1).is_none() {
+        return required;
+    }
+    let is_plain = |id: &&ComponentId| {
+        let kind = mirror.kind(**id);
+        match role {
+            Role::Predicted => !kind.predicted,
+            Role::Interpolated => !kind.interpolated,
+        }
+    };
+    for &id in absent.clone().filter(is_plain) {
+        let Some(info) = world.components().get_info(mirror.kind(id).id) else {
+            continue;
+        };
+        for &other in absent.clone().filter(|other| !is_plain(other)) {
+            let wanted = mirror.kind(other).id;
+            if info.required_components().iter_ids().any(|it| it == wanted) {
+                required.set(other, true);
+            }
+        }
+    }
+    required
 }
 
 /// The orders for one copy, while they are made up.
@@ -346,11 +412,13 @@ impl Sorting<'_> {
         }
     }
 
-    fn sort_value(&mut self, id: ComponentId, has: bool, is_reparented: bool) {
+    fn sort_value(&mut self, id: ComponentId, has: bool, is_required: bool, is_reparented: bool) {
         let kind = self.mirror.kind(id);
         let was_told = self.told.contains(id);
         self.told.set(id, true);
-        if self.role == Role::Predicted && kind.predicted {
+        if is_required {
+            self.orders.inserted.push(id);
+        } else if self.role == Role::Predicted && kind.predicted {
             if kind.may_name {
                 self.orders.compared.push(id);
             }
@@ -391,8 +459,13 @@ fn start_over(world: &mut World, net: NetId) {
     let is_known = !local.is_early;
     local.checked = None;
     local.is_fresh |= is_known;
-    local.gone_since = None;
     let entity = local.entity;
+    if world.get_entity(entity).is_err() {
+        return; // despawned by the simulation, and brought back if the server says otherwise
+    }
+    if let Some(local) = world.resource_mut::<Mirror>().locals.get_mut(&net) {
+        local.gone_since = None;
+    }
     if is_known {
         forget(world, entity);
     }
@@ -720,9 +793,7 @@ pub(super) fn respawn(world: &mut World, nets: Vec<NetId>) {
     for (&net, &entity) in order.iter().zip(&entities) {
         mirror.enter(net, entity, false);
     }
-    for &net in &order {
-        spawn(world, net, tick);
-    }
+    spawn_all(world, &order, tick);
     retell_names(world, &order, tick);
 }
 

@@ -5,7 +5,7 @@
 //! that it stays one entity whatever is corrected.
 
 use bevy::ecs::bundle::BundleWriter;
-use bevy::ecs::entity::{EntityHashMap, EntityHashSet};
+use bevy::ecs::entity::{Entities, EntityHashMap, EntityHashSet};
 use bevy::platform::collections::{HashMap, HashSet};
 use bevy::prelude::*;
 
@@ -156,7 +156,7 @@ impl EarlyCopies {
 fn notice_early_copy(
     added: On<Add, SpawnKey>,
     keys: Query<&SpawnKey, Without<Mirrored>>,
-    entities: Query<()>,
+    entities: &Entities,
     mut copies: ResMut<EarlyCopies>,
     tick: Res<CurrentTick>,
     replaying: Res<Replaying>,
@@ -171,8 +171,8 @@ fn notice_early_copy(
     }
     let kept = copies.by_key.get(&key).copied();
     // One that is gone already is spawned again by the replay, and ends again.
-    let kept =
-        kept.filter(|kept| kept.is_claimed || !replaying.0 || entities.contains(kept.entity));
+    let kept = kept
+        .filter(|kept| kept.is_claimed || !replaying.0 || entities.contains_spawned(kept.entity));
     if let Some(kept) = kept.filter(|kept| kept.entity != new) {
         copies.poured.insert(new, kept.entity);
         copies.husks.push(new);
@@ -197,15 +197,18 @@ fn notice_early_copy(
         is_claimed: false,
     };
     copies.by_key.insert(key, copy);
-    commands
-        .entity(new)
-        .insert((Predicted, Simulated))
-        .queue(move |mut entity: EntityWorldMut| {
-            let entries = entity.world().resource::<Registry>().components.clone();
+    commands.queue(move |world: &mut World| {
+        let entries = world.resource::<Registry>().components.clone();
+        // A command before this one may have despawned it, and observers of what is inserted may.
+        if let Ok(mut entity) = world.get_entity_mut(new) {
+            entity.insert((Predicted, Simulated));
+        }
+        if let Ok(mut entity) = world.get_entity_mut(new) {
             for entry in entries.iter() {
                 (entry.client.predict.early.begin)(&mut entity, now);
             }
-        });
+        }
+    });
 }
 
 fn pour_all(world: &mut World, from: Entity, to: Entity, tick: Tick) {
@@ -317,13 +320,13 @@ pub(super) fn expire(world: &mut World) {
     }
 }
 
-/// The connection has ended.
+/// The link has ended: what the server has not confirmed is gone. What it has is a copy like any other.
 pub(super) fn forget_all(world: &mut World) {
     let Some(mut early) = world.get_resource_mut::<EarlyCopies>() else {
         return;
     };
     let early = std::mem::take(&mut *early);
-    for copy in early.by_key.into_values() {
+    for copy in early.by_key.into_values().filter(|copy| !copy.is_claimed) {
         copies::despawn(world, copy.entity);
     }
 }

@@ -11,6 +11,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use bevy::app::FixedMain;
+use bevy::ecs::entity_disabling::DefaultQueryFilters;
 use bevy::platform::collections::HashMap;
 use bevy::prelude::*;
 use smallvec::SmallVec;
@@ -565,7 +566,7 @@ fn find_mistakes(
     now: Tick,
 ) -> Option<Mistakes> {
     let mut comparing = Comparing::default();
-    let mut checks = due_checks(world.resource::<Mirror>(), now);
+    let Due { mut checks, hidden } = due_checks(world, now);
     for (component, fns) in entries {
         (fns.compare)(world, *component, &mut checks, &mut comparing);
     }
@@ -583,6 +584,9 @@ fn find_mistakes(
     for (net, tick) in checked {
         mirror.note_checked(net, tick);
     }
+    for (net, entity, tick) in hidden {
+        follow(world, entries, net, entity, tick);
+    }
     let mut stats = world.resource_mut::<ClientStats>();
     for error in comparing.errors {
         stats.prediction_error.record(f64::from(error));
@@ -590,15 +594,55 @@ fn find_mistakes(
     mistakes
 }
 
-/// The predicted copies of which something was heard since they were last compared.
-fn due_checks(mirror: &Mirror, now: Tick) -> Vec<Check<'_>> {
+/// A predicted copy that queries do not see is not simulated: it is as the server says, and brought to the present when
+/// it is seen again.
+fn follow(
+    world: &mut World,
+    entries: &[(ComponentId, PredictionFns)],
+    net: NetId,
+    entity: Entity,
+    tick: Tick,
+) {
+    adopt_all(world, entries, net, entity, tick);
+    if let Some(local) = world.resource_mut::<Mirror>().locals.get_mut(&net) {
+        local.checked = Some(tick);
+        local.is_fresh = true;
+    }
+}
+
+/// Predicted copies of which something was heard since they were last compared.
+struct Due<'w> {
+    checks: Vec<Check<'w>>,
+    /// Those that default query filters hide.
+    hidden: Vec<(NetId, Entity, Tick)>,
+}
+
+fn due_checks(world: &World, now: Tick) -> Due<'_> {
+    let mirror = world.resource::<Mirror>();
+    let filters = world.get_resource::<DefaultQueryFilters>();
+    let hiding: SmallVec<[_; 2]> = filters
+        .into_iter()
+        .flat_map(DefaultQueryFilters::disabling_ids)
+        .collect();
+    let is_hidden = |entity| {
+        let entity: Result<EntityRef, _> = world.get_entity(entity);
+        entity.is_ok_and(|entity| hiding.iter().any(|id| entity.contains_id(*id)))
+    };
+    let mut hidden = Vec::new();
     let mut checks = Vec::with_capacity(mirror.predicted.len());
     for (net, local) in mirror.predicted() {
         let Some((known, tick)) = mirror.replica.known(net) else {
             continue;
         };
         // What is not there (any more) is no mistake until the server contradicts: see `revive`.
-        if local.checked == Some(tick) || local.gone_since.is_some() {
+        let is_known = local.checked == Some(tick);
+        if local.gone_since.is_some() || (is_known && !local.is_fresh) {
+            continue;
+        }
+        if is_hidden(local.entity) {
+            if !is_known {
+                hidden.push((net, local.entity, tick));
+            }
             continue;
         }
         checks.push(Check {
@@ -610,7 +654,7 @@ fn due_checks(mirror: &Mirror, now: Tick) -> Vec<Check<'_>> {
             is_wrong: local.is_fresh || tick.is_newer_than(now),
         });
     }
-    checks
+    Due { checks, hidden }
 }
 
 /// Makes of a copy what the server says it was: values in place, then what is removed, then what is inserted, together.

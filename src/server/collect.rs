@@ -108,7 +108,7 @@ pub(crate) struct Replication {
 }
 
 impl Replication {
-    /// The entity that has this id, or had it when the world was last collected.
+    /// The entity that has this id. Those that are gone are forgotten at once, unless the world is being collected.
     pub fn entity(&self, net: NetId) -> Option<Entity> {
         let (known, entity) = (*self.entities.get(net.index() as usize)?)?;
         (known == net).then_some(entity)
@@ -127,6 +127,10 @@ impl Replication {
     fn forget(&mut self, tick: crate::tick::Tick, net: NetId) {
         self.archive.despawn(tick, net);
         self.references.forget(net);
+        self.forget_entity(net);
+    }
+
+    fn forget_entity(&mut self, net: NetId) {
         if let Some(slot) = self.entities.get_mut(net.index() as usize)
             && slot.is_some_and(|(known, _)| known == net)
         {
@@ -190,8 +194,9 @@ impl References {
     }
 }
 
-/// The id by which both sides know this entity.
+/// The id by which both sides know this entity. A clone of the entity is another.
 #[derive(Component, Clone, Copy, Debug, PartialEq, Eq)]
+#[component(clone_behavior = Ignore)]
 pub(crate) struct NetEntity(pub NetId);
 
 /// The ids of this app's entities.
@@ -354,6 +359,7 @@ fn admit(
 
 fn retire(
     removed: On<Remove, Replicated>,
+    replication: Option<ResMut<Replication>>,
     mut nets: ResMut<Nets>,
     mut pending: ResMut<Pending>,
     mut commands: Commands,
@@ -362,6 +368,9 @@ fn retire(
     if let Some(net) = nets.current.remove(&entity) {
         nets.former.insert(entity, net);
         pending.retired.push((entity, net));
+        if let Some(mut replication) = replication {
+            replication.forget_entity(net);
+        }
         commands.queue(move |world: &mut World| mark(world, entity));
     }
 }

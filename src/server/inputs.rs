@@ -78,7 +78,10 @@ fn take_over(owned: On<Insert, OwnedBy>, mut commands: Commands) {
     let entity = owned.entity;
     commands.queue(move |world: &mut World| {
         let entries = world.resource::<Registry>().inputs.clone();
-        if let Ok(mut entity) = world.get_entity_mut(entity) {
+        // Bevy, or a command before this one, may have taken it away again.
+        if let Ok(mut entity) = world.get_entity_mut(entity)
+            && entity.contains::<OwnedBy>()
+        {
             for entry in entries.iter() {
                 (entry.insert_default)(&mut entity);
             }

@@ -26,8 +26,9 @@ impl Plugin for RoomPlugin {
     }
 }
 
-/// The archive's name for a room. Made when its first member has to be placed.
+/// The archive's name for a room. Made when its first member has to be placed. A clone of the room is another.
 #[derive(Component, Clone, Copy)]
+#[component(clone_behavior = Ignore)]
 struct RoomPartition(PartitionId);
 
 /// Partitions of rooms that are gone.
@@ -77,6 +78,7 @@ pub(super) fn apply_moves(world: &mut World, archive: &mut Archive, tick: Tick, 
     // Entities first: a session that moves with its own entity then finds it in the new room.
     let mut queue = moved.to_vec();
     let mut seen = HashSet::new();
+    let mut sessions = Vec::new();
     while let Some(entity) = queue.pop() {
         if world.get_entity(entity).is_err() || !seen.insert(entity) {
             continue;
@@ -85,14 +87,15 @@ pub(super) fn apply_moves(world: &mut World, archive: &mut Archive, tick: Tick, 
             let partition = place(world, archive, entity);
             archive.move_to(tick, net, partition);
         }
+        if world.get::<Outgoing>(entity).is_some() {
+            sessions.push(entity);
+        }
         if let Some(children) = world.get::<Children>(entity) {
             queue.extend(children.iter());
         }
     }
-    for &session in moved {
-        if world.get::<Outgoing>(session).is_some() {
-            show_room(world, archive, tick, session);
-        }
+    for session in sessions {
+        show_room(world, archive, tick, session);
     }
     for partition in std::mem::take(&mut world.resource_mut::<ClosedRooms>().0) {
         archive.remove_partition(tick, partition);

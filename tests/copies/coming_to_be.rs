@@ -691,3 +691,43 @@ fn what_rests_is_no_change_for_a_client_whatever_it_is() {
         assert_eq!(changes, [0; 5], "{by:?}: changes in two seconds of rest");
     }
 }
+
+#[test]
+fn what_is_inserted_later_comes_with_what_it_requires_also_where_that_is_drawn_or_predicted() {
+    /// Requires what is interpolated, or predicted.
+    #[derive(Component, Clone, Serialize, Deserialize)]
+    #[require(Place = Place(0.0))]
+    struct Tower;
+
+    #[derive(Resource, Default)]
+    struct Seen(Vec<f32>);
+
+    fn towers(app: &mut App) {
+        app.replicate::<Tag>();
+        app.replicate::<Tower>();
+        app.replicate::<Place>().predict().interpolate();
+        app.init_resource::<Seen>().add_observer(
+            |added: On<Add, Tower>, places: Query<&Place>, mut seen: ResMut<Seen>| {
+                seen.0.push(places.get(added.entity).unwrap().0);
+            },
+        );
+        app.add_observer(|added: On<Add, Place>, places: Query<&Place>| {
+            assert_ne!(places.get(added.entity).unwrap(), &Place(0.0));
+        });
+    }
+    for predicted_by in [PredictedBy::Nobody, PredictedBy::Everyone] {
+        let (mut net, ada) = with_ada(towers, clean());
+        let site = spawn(&mut net, (Tag(1), predicted_by));
+        net.run(Ticks(60));
+        on_server(&mut net, site).insert((Place(7.0), Tower));
+        for _ in 0..60 {
+            net.run(Ticks(1));
+            let place: Option<Place> = value(&mut net, ada, 1);
+            assert!(place.is_none_or(|place| place == Place(7.0)));
+        }
+        assert_eq!(net.client(ada).world().resource::<Seen>().0, [7.0]);
+        change::<Place>(&mut net, site, |place| place.0 = 9.0);
+        net.run(Ticks(60));
+        assert_eq!(value(&mut net, ada, 1), Some(Place(9.0)));
+    }
+}

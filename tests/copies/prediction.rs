@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
+use bevy::ecs::entity_disabling::Disabled;
+use bevy::ecs::query::Allow;
 use bevy::prelude::*;
 use bevy_tandem::prelude::*;
-use bevy_tandem::testing::TestNet;
+use bevy_tandem::testing::{TestClientId, TestNet};
 
 use crate::game::*;
 use crate::ships::*;
@@ -467,4 +469,205 @@ fn a_copy_that_an_observer_despawns_when_it_changes_hands_harms_nothing() {
         copy(&mut net, ada, 5);
         assert_eq!(state(&mut net, ada), ConnectionState::Connected);
     }
+}
+
+/// Ships that lay mines for good.
+fn mines(app: &mut App) {
+    fn lay(
+        ships: Query<(&Input<Control>, &Owner), (With<Ship>, With<Simulated>)>,
+        tick: Res<CurrentTick>,
+        mut commands: Commands,
+    ) {
+        for (input, owner) in &ships {
+            if input.fires {
+                let key = SpawnKey::new(owner.0.0, tick.0, 0);
+                commands.spawn((Tag(77), Replicated, key, At(0.0)));
+            }
+        }
+    }
+    app.add_input::<Control>();
+    app.replicate::<Tag>();
+    app.replicate::<Ship>();
+    app.replicate::<At>().predict();
+    app.add_systems(FixedUpdate, lay);
+    app.add_observer(|joined: On<SessionJoined>, mut commands: Commands| {
+        commands.spawn((Replicated, OwnedBy(joined.entity), Ship, At(0.0)));
+    });
+}
+
+fn lay_a_mine(net: &mut TestNet, ada: TestClientId) {
+    control(net, ada, 0, true);
+    net.run(Ticks(1));
+    control(net, ada, 0, false);
+    net.run(Ticks(40));
+}
+
+#[test]
+fn what_a_player_has_spawned_survives_a_lost_link() {
+    let (mut net, ada) = with_ada(mines, clean());
+    lay_a_mine(&mut net, ada);
+    let mine = copy(&mut net, ada, 77).expect("the mine");
+    lose_the_link(&mut net, ada, |_| {});
+    assert_eq!(copy(&mut net, ada, 77), Some(mine));
+
+    // One of which the server has never heard goes with the link.
+    control(&mut net, ada, 0, true);
+    net.run(Ticks(1));
+    control(&mut net, ada, 0, false);
+    net.cut(ada);
+    net.run(Ticks(600));
+    let seen = tagged(net.client(ada), 77).len();
+    assert_eq!(seen, tagged(&mut net.server, 77).len());
+}
+
+#[test]
+fn what_a_player_has_spawned_and_the_server_hands_on_is_the_other_players() {
+    let (mut net, ada) = with_ada(mines, clean());
+    let bob = net.join("Bob");
+    net.run(Ticks(90));
+    lay_a_mine(&mut net, ada);
+    let mine = tagged(&mut net.server, 77)[0];
+    let (hers, his) = (net.session(ada).unwrap(), net.session(bob).unwrap());
+    on_server(&mut net, mine).insert(OwnedBy(hers));
+    net.run(Ticks(60));
+    let has = |net: &mut TestNet, client| {
+        let mine = copy(net, client, 77).unwrap();
+        let mine = net.client(client).world().entity(mine);
+        [
+            mine.contains::<Predicted>(),
+            mine.contains::<Interpolated>(),
+            mine.contains::<Owned>(),
+        ]
+    };
+    assert_eq!(has(&mut net, ada), [true, false, true]);
+    on_server(&mut net, mine).insert(OwnedBy(his));
+    net.run(Ticks(60));
+    assert_eq!(has(&mut net, ada), [false, true, false]);
+    assert_eq!(has(&mut net, bob), [true, false, true]);
+}
+
+#[test]
+fn an_observer_may_despawn_what_is_just_spawned_early() {
+    fn limited(app: &mut App) {
+        mines(app);
+        app.add_observer(|added: On<Add, Tag>, mut commands: Commands| {
+            commands.entity(added.entity).despawn();
+        });
+    }
+    let (mut net, ada) = with_ada_playing(mines, limited, clean());
+    for _ in 0..3 {
+        lay_a_mine(&mut net, ada);
+    }
+    assert_eq!(tagged(&mut net.server, 77).len(), 3);
+    assert_eq!(tagged(net.client(ada), 77).len(), 0);
+}
+
+/// Things that this client's simulation despawns, and the server's does not.
+fn mistaken(app: &mut App) {
+    app.replicate::<Tag>();
+    app.replicate::<At>().predict();
+    app.add_systems(
+        FixedUpdate,
+        |things: Query<Entity, (With<At>, With<Predicted>)>,
+         believes: Option<Res<Believes>>,
+         mut commands: Commands| {
+            if believes.is_some() {
+                for thing in &things {
+                    commands.entity(thing).despawn();
+                }
+            }
+        },
+    );
+}
+
+#[test]
+fn a_mistaken_despawn_is_taken_back_also_when_the_entity_is_told_anew_meanwhile() {
+    let meanwhile: [fn(&mut TestNet, TestClientId, Entity); 3] = [
+        |net, _, thing| {
+            on_server(net, thing).insert(PredictedBy::Nobody);
+        },
+        |net, ada, _| net.cut(ada),
+        |net, _, thing| {
+            let world = net.server.world_mut();
+            let red = world.spawn(Room).id();
+            world.entity_mut(thing).insert(InRoom(red));
+            net.run(Ticks(10));
+            on_server(net, thing).remove::<InRoom>();
+        },
+    ];
+    for (case, meanwhile) in meanwhile.into_iter().enumerate() {
+        let (mut net, ada) = with_ada(mistaken, clean());
+        let thing = spawn(&mut net, (Tag(1), At(1.0), PredictedBy::Everyone));
+        net.run(Ticks(60));
+        assert!(copy(&mut net, ada, 1).is_some());
+        net.client(ada).insert_resource(Believes);
+        net.run(Ticks(1));
+        net.client(ada).world_mut().remove_resource::<Believes>();
+        assert_eq!(copy(&mut net, ada, 1), None);
+        meanwhile(&mut net, ada, thing);
+        net.run(Ticks(600));
+        assert_eq!(value(&mut net, ada, 1), Some(At(1.0)), "case {case}");
+    }
+}
+
+#[test]
+fn a_predicted_copy_that_its_client_disables_follows_the_server_and_goes_on_when_it_is_enabled() {
+    let (mut net, ada) = with_ada(ships, clean());
+    let ship = ship(&mut net);
+    net.run(Ticks(60));
+    let world = net.client(ada).world_mut();
+    let mut ships = world.query_filtered::<Entity, (With<Ship>, With<Owned>)>();
+    let seen = ships.single(world).unwrap();
+    world.entity_mut(seen).insert(Disabled);
+    let before = stats(&mut net, ada).reconciliations;
+    net.server.world_mut().get_mut::<At>(ship).unwrap().0 += 10.0;
+    on_server(&mut net, ship).insert(Lock(ship));
+    net.run(Ticks(120));
+    let at = |net: &mut TestNet| net.client(ada).world().get::<At>(seen).cloned();
+    assert_eq!(at(&mut net), Some(At(10.0)));
+    assert!(net.client(ada).world().get::<Lock>(seen).is_some());
+    let replays = stats(&mut net, ada).reconciliations - before;
+    assert!(
+        replays <= 1,
+        "{replays} corrections of what is not simulated"
+    );
+
+    net.client(ada)
+        .world_mut()
+        .entity_mut(seen)
+        .remove::<Disabled>();
+    steering_works(&mut net, ada);
+}
+
+#[test]
+fn what_is_spawned_early_and_disabled_is_not_doubled_by_replays() {
+    let (mut net, ada) = with_ada(mines, clean());
+    let ship = {
+        let world = net.server.world_mut();
+        let mut ships = world.query_filtered::<Entity, With<Ship>>();
+        ships.single(world).unwrap()
+    };
+    control(&mut net, ada, 0, true);
+    net.run(Ticks(1));
+    control(&mut net, ada, 0, false);
+    let mine = copy(&mut net, ada, 77);
+    let mines = |net: &mut TestNet| {
+        let world = net.client(ada).world_mut();
+        let mut mines = world.query_filtered::<&Tag, Allow<Disabled>>();
+        mines.iter(world).count()
+    };
+    if let Some(mine) = mine {
+        net.client(ada)
+            .world_mut()
+            .entity_mut(mine)
+            .insert(Disabled);
+    }
+    for _ in 0..30 {
+        // Each is corrected, and so replayed.
+        net.server.world_mut().get_mut::<At>(ship).unwrap().0 += 1.0;
+        net.run(Ticks(1));
+        assert!(mines(&mut net) <= 1);
+    }
+    net.run(Ticks(60));
+    assert_eq!(mines(&mut net), 1);
 }

@@ -1,5 +1,6 @@
 //! Components that name entities.
 
+use bevy::ecs::entity::MapEntities;
 use bevy::prelude::*;
 use bevy_tandem::prelude::*;
 use bevy_tandem::testing::{TestClientId, TestNet};
@@ -255,4 +256,107 @@ fn a_reference_changed_before_its_target_came_is_not_mapped_to_the_old_one() {
     on_server(&mut net, late).insert(Replicated);
     net.run(Ticks(60));
     assert_eq!(value::<Aim>(&mut net, ada, 1), None);
+}
+
+/// On a client: what is aimed at.
+#[derive(Component)]
+struct Targeted;
+
+#[test]
+fn observers_of_a_new_copy_may_go_to_those_that_it_names() {
+    fn marking(app: &mut App) {
+        game(app);
+        app.add_observer(
+            |added: On<Add, Aim>, aims: Query<&Aim>, mut commands: Commands| {
+                let whom = aims.get(added.entity).unwrap().0;
+                if whom != Entity::PLACEHOLDER {
+                    commands.entity(whom).insert(Targeted);
+                }
+            },
+        );
+    }
+    let (mut net, ada) = with_ada_playing(game, marking, clean());
+    let ends = [spawn(&mut net, Tag(1)), spawn(&mut net, Tag(2))];
+    on_server(&mut net, ends[0]).insert(Aim(ends[1]));
+    on_server(&mut net, ends[1]).insert(Aim(ends[0]));
+    net.run(Ticks(60));
+    for (tag, other) in [(1, 2), (2, 1)] {
+        let other = copy(&mut net, ada, other).map(Aim);
+        assert_eq!(value(&mut net, ada, tag), other);
+        let named = copy(&mut net, ada, tag).unwrap();
+        assert!(net.client(ada).world().get::<Targeted>(named).is_some());
+    }
+}
+
+#[test]
+fn an_observer_of_one_copy_may_despawn_another_that_is_about_to_come() {
+    fn jealous(app: &mut App) {
+        game(app);
+        app.add_observer(
+            |added: On<Add, Aim>, aims: Query<&Aim>, mut commands: Commands| {
+                let whom = aims.get(added.entity).unwrap().0;
+                commands.entity(whom).try_despawn();
+            },
+        );
+    }
+    let (mut net, ada) = with_ada_playing(game, jealous, clean());
+    let ends = [spawn(&mut net, Tag(1)), spawn(&mut net, Tag(2))];
+    on_server(&mut net, ends[0]).insert(Aim(ends[1]));
+    net.run(Ticks(60));
+    assert!(copy(&mut net, ada, 1).is_some());
+    assert_eq!(copy(&mut net, ada, 2), None);
+    for entity in ends {
+        net.server.world_mut().despawn(entity);
+    }
+    net.run(Ticks(60));
+    assert_eq!(copy(&mut net, ada, 1), None);
+}
+
+/// Whom a player attacks.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, MapEntities)]
+struct Attack {
+    #[entities]
+    target: Entity,
+}
+
+impl Default for Attack {
+    fn default() -> Self {
+        Self {
+            target: Entity::PLACEHOLDER,
+        }
+    }
+}
+
+#[test]
+fn an_input_never_names_the_dead_on_the_server() {
+    fn attacks(app: &mut App) {
+        app.add_mapped_input::<Attack>();
+        app.replicate::<Tag>();
+        app.add_observer(|joined: On<SessionJoined>, mut commands: Commands| {
+            commands.spawn((Replicated, OwnedBy(joined.entity)));
+        });
+    }
+    fn attacked(app: &mut App) {
+        attacks(app);
+        app.add_systems(
+            FixedUpdate,
+            |attacks: Query<&Input<Attack>, With<Simulated>>, entities: Query<()>| {
+                for attack in &attacks {
+                    let target = attack.target;
+                    assert!(target == Entity::PLACEHOLDER || entities.contains(target));
+                }
+            },
+        );
+    }
+    let (mut net, ada) = with_ada_playing(attacked, attacks, clean());
+    for tag in 0..8 {
+        let target = spawn(&mut net, Tag(tag));
+        net.run(Ticks(60 + tag % 3));
+        let seen = copy(&mut net, ada, tag).unwrap();
+        net.client(ada)
+            .insert_resource(LocalInput(Attack { target: seen }));
+        net.run(Ticks(30));
+        net.server.world_mut().despawn(target);
+        net.run(Ticks(10));
+    }
 }

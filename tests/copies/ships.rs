@@ -178,3 +178,27 @@ fn a_ship_that_an_observer_hands_on_while_it_is_spawned_is_the_other_players_eve
     net.run(Ticks(60));
     assert_eq!(value::<Owner>(&mut net, ada, 2), None);
 }
+
+#[test]
+fn a_ship_whose_owner_does_not_hold_has_no_input() {
+    let (mut net, ada) = with_ada(ships, clean());
+    let session = net.session(ada).unwrap();
+    let world = net.server.world_mut();
+    world.add_observer(
+        |owned: On<Insert, OwnedBy>, ships: Query<&Tag>, mut commands: Commands| {
+            if ships.contains(owned.entity) {
+                commands.entity(owned.entity).remove::<OwnedBy>();
+            }
+        },
+    );
+    let refused = world.spawn((Replicated, Tag(1), OwnedBy(session))).id();
+    world.despawn(session);
+    let orphan = world.spawn((Replicated, Tag(2), OwnedBy(session))).id();
+    world.flush();
+    net.run(Ticks(2));
+    for ship in [refused, orphan] {
+        let ship = net.server.world().entity(ship);
+        assert!(!ship.contains::<OwnedBy>() && !ship.contains::<Owner>());
+        assert!(!ship.contains::<Input<Control>>());
+    }
+}

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use bevy::prelude::*;
 use bevy_tandem::prelude::*;
+use bevy_tandem::testing::TestNet;
 
 use crate::game::*;
 
@@ -166,4 +167,51 @@ fn a_copy_that_the_client_has_despawned_harms_nothing_and_comes_back_into_view()
         .insert(InRoom(red));
     net.run(Ticks(60));
     assert_eq!(value::<Health>(&mut net, ada, 1), Some(Health(29)));
+}
+
+#[test]
+fn a_session_below_a_parent_follows_it_from_room_to_room() {
+    let (mut net, ada) = with_ada(game, clean());
+    let session = net.session(ada).unwrap();
+    let world = net.server.world_mut();
+    let rooms = [(); 2].map(|()| world.spawn(Room).id());
+    let team = world.spawn(InRoom(rooms[0])).id();
+    world.entity_mut(session).insert(ChildOf(team));
+    for (tag, room) in (1..).zip(rooms) {
+        spawn(&mut net, (Tag(tag), InRoom(room)));
+    }
+    net.run(Ticks(60));
+    let sees = |net: &mut TestNet| [1, 2].map(|tag| copy(net, ada, tag).is_some());
+    assert_eq!(sees(&mut net), [true, false]);
+    on_server(&mut net, team).insert(InRoom(rooms[1]));
+    net.run(Ticks(60));
+    assert_eq!(sees(&mut net), [false, true]);
+}
+
+#[test]
+fn a_clone_of_an_entity_is_another_and_so_is_that_of_a_room() {
+    let (mut net, ada) = with_ada(game, clean());
+    let session = net.session(ada).unwrap();
+    let (red, blue) = two_rooms(&mut net, session);
+    let original = spawn(&mut net, (Tag(1), Health(1), InRoom(red)));
+    spawn(&mut net, (Tag(2), InRoom(blue)));
+    net.run(Ticks(60));
+    let ghost = on_server(&mut net, original).clone_and_spawn_with_opt_out(|builder| {
+        builder.deny::<Replicated>();
+    });
+    change::<Health>(&mut net, ghost, |health| health.0 = 99);
+    let third = on_server(&mut net, red).clone_and_spawn();
+    spawn(&mut net, (Tag(3), InRoom(third)));
+    net.run(Ticks(60));
+    assert_eq!(value(&mut net, ada, 1), Some(Health(1)));
+    assert_eq!(copy(&mut net, ada, 3), None, "another room");
+
+    let twin = on_server(&mut net, original).clone_and_spawn();
+    on_server(&mut net, twin).insert(Tag(4));
+    net.run(Ticks(60));
+    assert_eq!(value(&mut net, ada, 4), Some(Health(1)));
+    change::<Health>(&mut net, twin, |health| health.0 = 5);
+    net.run(Ticks(60));
+    assert_eq!(value(&mut net, ada, 1), Some(Health(1)));
+    assert_eq!(value(&mut net, ada, 4), Some(Health(5)));
 }
