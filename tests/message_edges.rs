@@ -669,7 +669,7 @@ fn an_unordered_message_waits_alone() {
 }
 
 #[test]
-fn only_so_many_messages_wait_and_all_are_told_in_order() {
+fn only_so_many_messages_wait_and_all_are_told_in_order_or_given_back() {
     const COUNT: u32 = 3_000;
     let (mut net, ada, _, whom) = crowded();
     let mut told_by_then = 0;
@@ -687,11 +687,11 @@ fn only_so_many_messages_wait_and_all_are_told_in_order() {
     net.run(Ticks(300));
     let named = &heard(net.client(ada)).named;
     let tags: Vec<_> = named.iter().map(|(tag, _)| *tag).collect();
-    println!(
-        "PROBE back {:?}",
-        net.server.world().resource::<Heard>().back.len()
-    );
-    assert_eq!(tags, (0..COUNT).collect::<Vec<_>>());
+    assert!(tags.is_sorted_by(|a, b| a < b), "each once, and in order");
+    // More of them than a session's queue holds: the server's game knows which.
+    let back = heard(&net.server).back.len();
+    assert_eq!(tags.len() + back, COUNT as usize);
+    assert!((1..500).contains(&back), "{back} are given back");
 }
 
 #[test]
