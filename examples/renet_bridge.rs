@@ -21,7 +21,7 @@ use bevy_renet::renet::{ClientId, ConnectionConfig, DefaultChannel};
 use bevy_renet::{RenetClient, RenetClientPlugin, RenetServer, RenetServerPlugin};
 use bevy_tandem::headless::{HeadlessPlugin, args};
 use bevy_tandem::prelude::*;
-use bevy_tandem::transport::renet_bridge::{
+use bevy_tandem::renet_bridge::{
     RenetBridgeClientPlugin, RenetBridgeServerPlugin, RenetPeer, channel_config,
 };
 use serde::{Deserialize, Serialize};

@@ -34,11 +34,12 @@
 use bevy::prelude::*;
 
 use crate::client::connection::{change, install_state};
+use crate::client::sampling::Sampled;
+use crate::client::types::ClientTypes;
 use crate::client::{
     ClientStats, Connected, Connection, ConnectionState, Disconnect, Disconnected,
 };
 use crate::identity::Identity;
-use crate::input::Sampled;
 use crate::message::{
     FromClient, FromServer, NetMessage, Target, ToClients, ToServer, Undeliverable,
 };
@@ -93,14 +94,30 @@ impl Plugin for HostPlugin {
     fn finish(&self, app: &mut App) {
         Registry::freeze(app);
         install_state(app);
-        let registry = app.world().resource::<Registry>();
-        let (inputs, messages) = (registry.inputs.clone(), registry.messages.clone());
-        for entry in inputs.iter() {
-            (entry.install_local)(app);
+        for fns in ClientTypes::of(app).inputs.clone().iter() {
+            (fns.install)(app);
         }
-        for entry in messages.iter() {
-            (entry.install_host)(app);
+        for install in HostTypes::of(app).messages.clone() {
+            install(app);
         }
+    }
+}
+
+/// What is done with each registered message type where the player is local, by the registry's numbers.
+#[derive(Resource, Default)]
+pub(crate) struct HostTypes {
+    messages: Vec<fn(&mut App)>,
+}
+
+impl HostTypes {
+    /// The app's; made when first asked for.
+    pub fn of(app: &mut App) -> Mut<'_, Self> {
+        app.init_resource::<Self>();
+        app.world_mut().resource_mut()
+    }
+
+    pub fn add_message<M: NetMessage>(&mut self) {
+        self.messages.push(install::<M>);
     }
 }
 
@@ -142,10 +159,11 @@ fn steer(world: &mut World, mut sampled: Local<Sampled>) {
         return;
     };
     let owned: Vec<_> = owned.iter().collect();
+    let types = world.resource::<ClientTypes>().inputs.clone();
     world.resource_scope(|world, registry: Mut<Registry>| {
-        for entry in registry.inputs.iter() {
+        for (entry, fns) in registry.inputs.iter().zip(types.iter()) {
             sampled.clear();
-            (entry.sample)(world, &|_| None, &mut sampled);
+            (fns.sample)(world, &|_| None, &mut sampled);
             if let Err(error) = (entry.apply)(world, &owned, &sampled.own, None) {
                 error_once!("an input cannot be read back: {error}");
             }
@@ -190,7 +208,7 @@ fn note_end(left: On<SessionLeft>, host: Option<Res<Host>>, mut commands: Comman
 }
 
 /// Lets messages of a type reach the local player, and theirs the game.
-pub(crate) fn install<M: NetMessage>(app: &mut App) {
+fn install<M: NetMessage>(app: &mut App) {
     app.add_message::<ToServer<M>>()
         .add_message::<FromServer<M>>()
         // Before sessions end in this frame, as for everybody else.

@@ -7,7 +7,7 @@
 //!
 //! - [Two windows](#two-windows): a first game, from `cargo new` on.
 //! - [Concepts](#concepts): what to know before the second one.
-//! - [`TandemApp`] registers components and inputs, [`Protocol`](registry::Protocol) messages.
+//! - [`TandemApp`] registers components and inputs, [`Protocol`](app::Protocol) messages.
 //!   [`TandemServerPlugins`] and [`TandemClientPlugins`] do the rest.
 //! - `ARCHITECTURE.md` in the repository tells how it works and why it is built so.
 //!
@@ -184,15 +184,15 @@
 //! ## Inputs
 //!
 //! A client's game writes [`LocalInput<I>`](input::LocalInput) in every frame. What the frames since the last tick have
-//! said becomes the tick's input, as [`accumulate`](registry::InputRegistration::accumulate) and
-//! [`tap`](registry::InputRegistration::tap) have it: what is held counts in each tick, and what is tapped in exactly
+//! said becomes the tick's input, as [`accumulate`](app::InputRegistration::accumulate) and
+//! [`tap`](app::InputRegistration::tap) have it: what is held counts in each tick, and what is tapped in exactly
 //! one, at 20 frames a second as at 240. See [`input`].
 //!
 //! The tick's input is sent until the server has it, and put on the entities that the player owns as
 //! [`Input<I>`](input::Input), on both sides in the same tick. Where an input is missing, the server repeats the last
 //! one. It takes inputs only for what the session [owns](replication::OwnedBy), and
-//! [`validate`](registry::InputRegistration::validate) lets it clamp what no honest client sends. An input that names an
-//! entity (a target, say) is registered with [`add_mapped_input`](registry::TandemApp::add_mapped_input).
+//! [`validate`](app::InputRegistration::validate) lets it clamp what no honest client sends. An input that names an
+//! entity (a target, say) is registered with [`add_mapped_input`](app::TandemApp::add_mapped_input).
 //!
 //! ## Prediction, and the rules for it
 //!
@@ -205,7 +205,7 @@
 //! [`Simulated`](replication::Simulated) entities in `FixedUpdate`
 //!
 //! - reads inputs, the tick, `Time`, constants, and components that are registered with
-//!   [`predict`](registry::Registration::predict): what is not registered is not rolled back;
+//!   [`predict`](app::Registration::predict): what is not registered is not rolled back;
 //! - reads no keyboard, wall clock, `Local`, or random numbers that are not made from the tick;
 //! - gives the same result in whatever order a query visits the entities;
 //! - makes no sounds or particles, or does so in a system with `run_if(not(replaying))`.
@@ -223,11 +223,11 @@
 //!
 //! Entities that a client does not predict are [`Interpolated`](replication::Interpolated): drawn a little in the past,
 //! between two snapshots. How little is measured, so that few frames have nothing to draw from: see
-//! [`protocol::interpolation`]. [`interpolate`](registry::Registration::interpolate) blends values,
-//! [`interpolate_hermite`](registry::Registration::interpolate_hermite) follows a velocity, and
-//! [`interpolate_step`](registry::Registration::interpolate_step) shows each value when its time has come. Beyond the
+//! [`protocol::interpolation`]. [`interpolate`](app::Registration::interpolate) blends values,
+//! [`interpolate_hermite`](app::Registration::interpolate_hermite) follows a velocity, and
+//! [`interpolate_step`](app::Registration::interpolate_step) shows each value when its time has come. Beyond the
 //! newest snapshot, motion goes on for at most a quarter of a second. Values further apart than
-//! [`teleport_distance`](registry::Registration::teleport_distance) are jumped between.
+//! [`teleport_distance`](app::Registration::teleport_distance) are jumped between.
 //!
 //! [`Blend`](blend::Blend) teaches it components of your own.
 //!
@@ -461,9 +461,11 @@
 // What only servers use is checked where there are servers.
 #![cfg_attr(target_family = "wasm", allow(dead_code))]
 
+pub mod app;
 pub mod blend;
 pub mod client;
 pub mod diagnostics;
+mod entity_map;
 pub mod guide;
 #[cfg(not(target_family = "wasm"))]
 pub mod headless;
@@ -473,12 +475,13 @@ pub mod histogram;
 pub mod host;
 pub mod identity;
 pub mod input;
-mod mailbox;
+mod link;
 pub mod message;
-mod peer;
 mod probe;
 pub mod protocol;
-pub mod registry;
+mod registry;
+#[cfg(all(feature = "bevy_renet", not(target_family = "wasm")))]
+pub mod renet_bridge;
 pub mod replication;
 pub mod rooms;
 pub mod schedule;
@@ -493,6 +496,7 @@ pub mod wire;
 
 /// What a first game needs.
 pub mod prelude {
+    pub use crate::app::TandemApp;
     pub use crate::blend::Blend;
     pub use crate::client::{
         ClientConfig, ClientStats, ConnectOver, Connected, Connection, ConnectionState, Disconnect,
@@ -503,7 +507,6 @@ pub mod prelude {
     pub use crate::input::{Input, LocalInput};
     pub use crate::message::{Channel, FromClient, FromServer, Target, ToClients, ToServer};
     pub use crate::protocol::handshake::DisconnectReason;
-    pub use crate::registry::TandemApp;
     pub use crate::replication::{
         Interpolated, Owned, OwnedBy, Owner, Owns, Predicted, PredictedBy, Priority, Replicated,
         Simulated, SpawnKey,

@@ -5,23 +5,16 @@
 
 use std::any::type_name;
 
-use bevy::ecs::entity::{EntityMapper, MapEntities};
+use bevy::ecs::entity::EntityMapper;
 use bevy::prelude::*;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use smallvec::SmallVec;
 
-use crate::client;
-use crate::client::mirror::Mirror;
-#[cfg(not(target_family = "wasm"))]
-use crate::host;
-use crate::mailbox::Letter;
+use crate::entity_map::{FromNet, MapEntity, ToNet};
 use crate::protocol::layout::NetId;
 use crate::protocol::limits::Traffic;
-use crate::protocol::reliable::Importance;
-use crate::registry::{FromNet, Registry, ToNet};
-#[cfg(not(target_family = "wasm"))]
-use crate::server;
+use crate::protocol::reliable::{Body, Importance};
 use crate::tick::Tick;
 use crate::transport::SharedBytes;
 use crate::wire::serial;
@@ -96,7 +89,7 @@ pub enum Target {
 
 /// A message of this app's was taken by the game at the other end: handed to its readers, not necessarily read yet.
 ///
-/// For message types registered with [`receipts`](crate::registry::MessageRegistration::receipts).
+/// For message types registered with [`receipts`](crate::app::MessageRegistration::receipts).
 #[derive(Message, Clone, Debug, PartialEq, Eq)]
 pub struct Delivered<M: Send + Sync + 'static> {
     /// On a server, the session that took it; on a client, [`Entity::PLACEHOLDER`].
@@ -154,19 +147,55 @@ pub(crate) struct MessageEntry {
     pub has_receipts: bool,
     /// It may name entities. Those of a server then carry a [`Stamp`].
     pub is_mapped: bool,
-    #[cfg(not(target_family = "wasm"))]
-    pub install_server: fn(&mut App),
-    pub install_client: fn(&mut App),
-    #[cfg(not(target_family = "wasm"))]
-    pub install_host: fn(&mut App),
-    /// Makes a message of bytes from the other side.
-    #[cfg(not(target_family = "wasm"))]
-    pub receive_on_server:
-        fn(&mut World, session: Entity, &[u8]) -> Result<(), serial::SerialError>,
-    pub receive_on_client: fn(&mut World, &[u8], Unknown) -> Result<Reading, serial::SerialError>,
     /// Tells the game what has become of a message, given as it was sent; on a client, the session is
     /// [`Entity::PLACEHOLDER`].
-    pub tell_fate: fn(&mut World, Fate, session: Entity, &Letter),
+    pub tell_fate: fn(&mut World, OwnEntity, Fate, session: Entity, &Letter),
+}
+
+/// Finds the entity of this app that has an id on the network.
+pub(crate) type OwnEntity = fn(&World, NetId) -> Option<Entity>;
+
+impl MessageEntry {
+    pub fn of<M: NetMessage>(channel: Channel, is_mapped: bool) -> Self {
+        Self {
+            name: type_name::<M>(),
+            channel,
+            traffic: Traffic::Messages,
+            importance: Importance::Normal,
+            has_receipts: false,
+            is_mapped,
+            tell_fate: tell_fate::<M>,
+        }
+    }
+}
+
+/// A message as it waits to be taken.
+#[derive(Clone)]
+pub(crate) struct Letter {
+    /// The number of its type.
+    pub id: u16,
+    pub body: SharedBytes,
+    /// Where in it the message's value begins.
+    pub value_at: usize,
+}
+
+impl Letter {
+    /// The same for one reader only.
+    pub fn for_one(self) -> Self {
+        let body = SharedBytes::for_one(self.body.bytes().clone());
+        Self { body, ..self }
+    }
+
+    /// The message's value.
+    pub fn value(&self) -> &[u8] {
+        &self.body.bytes()[self.value_at..]
+    }
+}
+
+impl Body for Letter {
+    fn size_bytes(&self) -> usize {
+        self.body.bytes().len()
+    }
 }
 
 /// What to do with a message that names entities which are not known here.
@@ -226,21 +255,16 @@ pub(crate) struct MessageRule<M> {
     is_mapped: bool,
 }
 
-/// Maps an entity of one side to the other's.
-pub(crate) type MapEntity<'a> = dyn FnMut(Entity) -> Entity + 'a;
-
-/// An [`EntityMapper`] that calls a function.
-struct Mapper<'a, 'b>(&'a mut MapEntity<'b>);
-
-impl EntityMapper for Mapper<'_, '_> {
-    fn get_mapped(&mut self, source: Entity) -> Entity {
-        (self.0)(source)
+impl<M: NetMessage> MessageRule<M> {
+    pub fn new(id: u16, channel: Channel, map: Option<fn(&mut M, &mut MapEntity)>) -> Self {
+        Self {
+            id,
+            channel,
+            map: map.unwrap_or(|_, _| {}),
+            is_mapped: map.is_some(),
+        }
     }
 
-    fn set_mapped(&mut self, _: Entity, _: Entity) {}
-}
-
-impl<M: NetMessage> MessageRule<M> {
     /// The message as it travels: its number, its stamp if it is a server's and may name entities, and its value.
     pub fn encode(
         &self,
@@ -285,43 +309,16 @@ pub(crate) fn split(bytes: &[u8]) -> Result<(usize, &[u8]), serial::SerialError>
     Ok((usize::from(id), rest))
 }
 
-pub(crate) fn register<M: NetMessage>(
-    app: &mut App,
-    channel: Channel,
-    map: Option<fn(&mut M, &mut MapEntity)>,
-) -> u16 {
-    let is_mapped = map.is_some();
-    let entry = MessageEntry {
-        name: type_name::<M>(),
-        channel,
-        #[cfg(not(target_family = "wasm"))]
-        install_server: server::messages::install::<M>,
-        install_client: client::messages::install::<M>,
-        #[cfg(not(target_family = "wasm"))]
-        install_host: host::install::<M>,
-        #[cfg(not(target_family = "wasm"))]
-        receive_on_server: server::messages::receive::<M>,
-        receive_on_client: client::messages::receive::<M>,
-        traffic: Traffic::Messages,
-        importance: Importance::Normal,
-        has_receipts: false,
-        is_mapped,
-        tell_fate: tell_fate::<M>,
-    };
-    let id = Registry::push_message(app, entry);
-    app.insert_resource(MessageRule::<M> {
-        id,
-        channel,
-        map: map.unwrap_or(|_, _| {}),
-        is_mapped,
-    });
-    id
-}
-
 /// Tells the game what has become of a message.
-fn tell_fate<M: NetMessage>(world: &mut World, fate: Fate, session: Entity, letter: &Letter) {
+fn tell_fate<M: NetMessage>(
+    world: &mut World,
+    own: OwnEntity,
+    fate: Fate,
+    session: Entity,
+    letter: &Letter,
+) {
     let rule = world.resource::<MessageRule<M>>();
-    let own = |net| own_entity(world, net);
+    let own = |net| own(world, net);
     let message = rule.decode(letter.value(), &own, &mut |_| {});
     match (message, fate) {
         (Ok(message), Fate::Delivered) => {
@@ -332,43 +329,4 @@ fn tell_fate<M: NetMessage>(world: &mut World, fate: Fate, session: Entity, lett
         }
         (Err(error), _) => error_once!("a message cannot be read back: {error}"),
     }
-}
-
-/// The entity of this app that has this name on the network.
-fn own_entity(world: &World, net: NetId) -> Option<Entity> {
-    #[cfg(not(target_family = "wasm"))]
-    if world.contains_resource::<server::collect::Replication>() {
-        return server::collect::living(world, net);
-    }
-    world.get_resource::<Mirror>()?.entity(net)
-}
-
-/// Tells the game of a message that will not be heard.
-pub(crate) fn tell_dropped(world: &mut World, session: Entity, letter: &Letter) {
-    let messages = &world.resource::<Registry>().messages;
-    if let Some(entry) = messages.get(usize::from(letter.id)) {
-        (entry.tell_fate)(world, Fate::Dropped, session, letter);
-    }
-}
-
-/// Tells the game of messages that will not be heard, or had to make room for newer ones.
-pub(crate) fn give_back(
-    commands: &mut Commands,
-    registry: &Registry,
-    session: Entity,
-    dropped: Vec<Letter>,
-) {
-    for letter in dropped {
-        if let Some(entry) = registry.messages.get(usize::from(letter.id)) {
-            let tell_fate = entry.tell_fate;
-            commands.queue(move |world: &mut World| {
-                tell_fate(world, Fate::Dropped, session, &letter);
-            });
-        }
-    }
-}
-
-/// For [`register`]: maps the entities of messages that name some.
-pub(crate) fn map_entities<M: MapEntities>(message: &mut M, map: &mut MapEntity) {
-    message.map_entities(&mut Mapper(map));
 }

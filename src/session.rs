@@ -4,23 +4,12 @@
 //! messages stay, for [`resume_window`](crate::server::ServerConfig::resume_window). A client that comes back within
 //! that time, over whatever link, goes on where it was.
 
-use std::fmt;
 use std::time::Duration;
 
 use bevy::prelude::*;
-use serde::{Deserialize, Serialize};
 
 use crate::protocol::handshake::DisconnectReason;
-
-/// The number of a session, the same on server and clients. Never given out twice by one server.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct SessionId(pub u32);
-
-impl fmt::Display for SessionId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.0)
-    }
-}
+pub use crate::protocol::layout::SessionId;
 
 /// A player's presence: an entity on the server.
 ///
@@ -103,4 +92,12 @@ pub struct Ban {
     pub reason: String,
     /// For how long.
     pub duration: Duration,
+}
+
+/// The app will stop shortly: a signal arrived, or its time is up. Servers let nobody in from here on, and tell their
+/// clients how long they stay.
+#[derive(Event, Clone, Copy, Debug)]
+pub struct ShutdownRequested {
+    /// For how long the app still runs.
+    pub grace: Duration,
 }

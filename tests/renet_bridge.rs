@@ -13,11 +13,11 @@ use bevy_renet::{RenetClient, RenetClientPlugin, RenetServer, RenetServerPlugin}
 use bevy_tandem::client::{ReconnectScheduled, ResumeFinished, ResumeOutcome};
 use bevy_tandem::identity::Identity;
 use bevy_tandem::prelude::*;
-use bevy_tandem::server::{ClientAddress, LinkedOver};
-use bevy_tandem::session::Away;
-use bevy_tandem::transport::renet_bridge::{
+use bevy_tandem::renet_bridge::{
     RENET_LINK, RenetBridgeClientPlugin, RenetBridgeServerPlugin, RenetPeer, channel_config,
 };
+use bevy_tandem::server::{ClientAddress, LinkedOver};
+use bevy_tandem::session::Away;
 use serde::{Deserialize, Serialize};
 
 /// More than any of these needs on a busy machine.

@@ -15,6 +15,7 @@ use super::link::Link;
 use super::mirror::Mirror;
 use super::predict;
 use super::stats::ClientStats;
+use super::types::ClientTypes;
 use crate::protocol::layout::NetId;
 use crate::protocol::replica::{Change, SnapshotError, Taken};
 use crate::registry::{ComponentRule, Registry};
@@ -41,8 +42,8 @@ impl Plugin for ReplicationPlugin {
         component::register(app.world_mut());
         let mirror = Mirror::new(app.world_mut(), layouts);
         app.insert_resource(mirror);
-        for entry in app.world().resource::<Registry>().components.clone().iter() {
-            (entry.install_client)(app);
+        for fns in ClientTypes::of(app).components.clone().iter() {
+            (fns.install)(app);
         }
     }
 }

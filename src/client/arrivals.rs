@@ -14,11 +14,13 @@ use smallvec::SmallVec;
 
 use super::link::{Keepsakes, Link};
 use super::mirror::Mirror;
-use crate::message::{self, Channel, MessageEntry, Reading, Stamp, Unknown};
-use crate::peer::CONTROL_CHANNEL;
+use super::types::ClientTypes;
+use crate::link::peer::CONTROL_CHANNEL;
+use crate::message::{self, Channel, Reading, Stamp, Unknown};
 use crate::protocol::handshake::DisconnectReason;
 use crate::protocol::layout::NetId;
 use crate::registry::Registry;
+use crate::wire::serial::SerialError;
 
 /// For how long a message waits: loss and a byte budget delay what it names, but hardly for longer than this.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -37,7 +39,7 @@ pub(super) struct Arrivals {
 
 /// One message.
 struct Arrival {
-    entry: MessageEntry,
+    receive: fn(&mut World, &[u8], Unknown) -> Result<Reading, SerialError>,
     stamp: Option<Stamp>,
     value: Bytes,
     /// What it names that was not here when it was last looked at.
@@ -91,12 +93,13 @@ fn take_in(world: &mut World, link: &mut Link, now: Duration) -> Result<(), Disc
 fn read(world: &World, now: Duration, bytes: &Bytes) -> Option<Arrival> {
     let (id, rest) = message::split(bytes).ok()?;
     let entry = *world.resource::<Registry>().messages.get(id)?;
+    let receive = world.resource::<ClientTypes>().messages.get(id)?.receive;
     let (stamp, value) = match entry.is_mapped {
         true => Stamp::split(rest).map(|(stamp, value)| (Some(stamp), value))?,
         false => (None, rest),
     };
     Some(Arrival {
-        entry,
+        receive,
         stamp,
         value: bytes.slice_ref(value),
         missing: SmallVec::new(),
@@ -189,7 +192,7 @@ impl Arrival {
             true => Unknown::Wait,
             false => Unknown::Placeholder,
         };
-        match (self.entry.receive_on_client)(world, &self.value, unknown) {
+        match (self.receive)(world, &self.value, unknown) {
             Ok(Reading::Waits(missing)) => {
                 self.missing = missing;
                 false
@@ -204,7 +207,7 @@ impl Arrival {
 
     /// Tells the game, with nobody in the place of what is not here.
     fn tell(&self, world: &mut World) {
-        let told = (self.entry.receive_on_client)(world, &self.value, Unknown::Placeholder);
+        let told = (self.receive)(world, &self.value, Unknown::Placeholder);
         if let Err(error) = told {
             debug!("a message is not understood: {error}");
         }

@@ -9,6 +9,7 @@ use bevy::prelude::*;
 use bevy::ptr::OwningPtr;
 use smallvec::SmallVec;
 
+use super::apply;
 use super::copies::Mirrored;
 use super::interpolate;
 use super::mirror::Mirror;
@@ -128,7 +129,8 @@ pub(crate) struct Arrival {
 
 /// Client-side work on one component type.
 #[derive(Clone, Copy)]
-pub(crate) struct ComponentFns {
+pub(crate) struct CopyFns {
+    pub(super) install: fn(&mut App),
     /// Makes the component known to the world, and says by what id it knows it.
     pub(super) id: fn(&mut World) -> BevyId,
     /// Adds it to what is inserted together: with its history from a tick on, where it is predicted.
@@ -147,9 +149,10 @@ pub(crate) struct ComponentFns {
     pub(super) predict: PredictionFns,
 }
 
-impl ComponentFns {
+impl CopyFns {
     pub const fn of<C: Component + Clone>() -> Self {
         Self {
+            install: apply::install::<C>,
             id: |world| {
                 world.register_component::<predict::History<C>>();
                 world.register_component::<C>()

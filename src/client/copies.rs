@@ -15,6 +15,7 @@ use super::component::{Arrival, Finder, insert, push};
 use super::interpolate::Playhead;
 use super::mirror::{ComponentSet, Event, Leaving, Local, Mirror, Role, Scheduled};
 use super::predict;
+use super::types::ClientTypes;
 use crate::hierarchy::ancestors;
 use crate::protocol::interpolation::Playback;
 use crate::protocol::layout::{ComponentId, NetId};
@@ -140,7 +141,7 @@ fn assemble_role(world: &World, net: NetId, role: Role, out: &mut BundleWriter) 
     }
     if mirror.is_own(meta) {
         push(world, Owned, out);
-        for input in world.resource::<Registry>().inputs.iter() {
+        for input in world.resource::<ClientTypes>().inputs.iter() {
             (input.assemble_default)(world, out);
         }
     }
@@ -163,7 +164,7 @@ fn assemble_values(
     named: &mut Vec<(ComponentId, SmallVec<[NetId; 2]>)>,
 ) -> Option<Entity> {
     let mirror = world.resource::<Mirror>();
-    let entries = &world.resource::<Registry>().components;
+    let fns = &world.resource::<ClientTypes>().components;
     let entity = mirror.replica.entity(net)?;
     let mut parent = None;
     for (id, value) in entity.values() {
@@ -182,7 +183,7 @@ fn assemble_values(
         let is_predicted = role == Role::Predicted && mirror.kind(id).predicted;
         let finder = Finder::new(mirror);
         let since = is_predicted.then_some(tick);
-        (entries[usize::from(id.0)].client.assemble)(world, value, &finder, since, out);
+        (fns[usize::from(id.0)].assemble)(world, value, &finder, since, out);
         named.push((id, finder.take_asked()));
     }
     parent
@@ -237,8 +238,8 @@ pub(super) fn update(world: &mut World, update: &Update, tick: Tick) {
         return;
     }
     let orders = give_orders(world, update, &local, tick);
-    let entries = world.resource::<Registry>().components.clone();
-    let fns = |id: ComponentId| &entries[usize::from(id.0)].client;
+    let types = world.resource::<ClientTypes>().components.clone();
+    let fns = |id: ComponentId| &types[usize::from(id.0)];
     let at = |component| Arrival {
         net,
         component,
@@ -473,11 +474,11 @@ fn start_over(world: &mut World, net: NetId) {
 
 /// Values that were kept to be drawn or compared are so no more.
 fn forget(world: &mut World, entity: Entity) {
-    let entries = world.resource::<Registry>().components.clone();
+    let types = world.resource::<ClientTypes>().components.clone();
     if let Ok(mut entity) = world.get_entity_mut(entity) {
-        for entry in entries.iter() {
-            (entry.client.predict.forget)(&mut entity);
-            (entry.client.forget_samples)(&mut entity);
+        for fns in types.iter() {
+            (fns.predict.forget)(&mut entity);
+            (fns.forget_samples)(&mut entity);
         }
     }
 }
@@ -765,12 +766,12 @@ fn move_now(world: &mut World, net: NetId) {
     });
     let Some(parent) = parent else { return };
     let local = mirror.locals.get(&net).copied();
-    let entries = world.resource::<Registry>().components.clone();
+    let types = world.resource::<ClientTypes>().components.clone();
     if let Some(local) = local
         && let Ok(mut entity) = world.get_entity_mut(local.entity)
     {
-        for entry in entries.iter() {
-            (entry.client.skip_samples)(&mut entity);
+        for fns in types.iter() {
+            (fns.skip_samples)(&mut entity);
         }
     }
     reparent(world, net, parent);
@@ -925,8 +926,8 @@ fn play_events(world: &mut World, events: &[Scheduled], playback: &Playback) {
             Event::Parent(to) => parent = Some(to),
         }
     }
-    let entries = world.resource::<Registry>().components.clone();
-    let fns = |id: ComponentId| &entries[usize::from(id.0)].client;
+    let types = world.resource::<ClientTypes>().components.clone();
+    let fns = |id: ComponentId| &types[usize::from(id.0)];
     remove(world, entity, &removed);
     for &id in removed.iter().filter(|id| !inserted.contains(id)) {
         let is_back = world

@@ -13,7 +13,8 @@ use super::component;
 use super::copies::{self, Mirrored};
 use super::mirror::Mirror;
 use super::predict::{History, MAX_HISTORY};
-use crate::registry::{ComponentRule, Registry, Scratch};
+use super::types::ClientTypes;
+use crate::registry::{ComponentRule, Scratch};
 use crate::replication::{Predicted, Simulated, SpawnKey};
 use crate::schedule::{CurrentTick, Replaying};
 use crate::tick::Tick;
@@ -198,24 +199,24 @@ fn notice_early_copy(
     };
     copies.by_key.insert(key, copy);
     commands.queue(move |world: &mut World| {
-        let entries = world.resource::<Registry>().components.clone();
+        let types = world.resource::<ClientTypes>().components.clone();
         // A command before this one may have despawned it, and observers of what is inserted may.
         if let Ok(mut entity) = world.get_entity_mut(new) {
             entity.insert((Predicted, Simulated));
         }
         if let Ok(mut entity) = world.get_entity_mut(new) {
-            for entry in entries.iter() {
-                (entry.client.predict.early.begin)(&mut entity, now);
+            for fns in types.iter() {
+                (fns.predict.early.begin)(&mut entity, now);
             }
         }
     });
 }
 
 fn pour_all(world: &mut World, from: Entity, to: Entity, tick: Tick) {
-    let entries = world.resource::<Registry>().components.clone();
+    let types = world.resource::<ClientTypes>().components.clone();
     let mut poured = Poured::default();
-    for entry in entries.iter() {
-        (entry.client.predict.early.pour)(world, from, to, tick, &mut poured);
+    for fns in types.iter() {
+        (fns.predict.early.pour)(world, from, to, tick, &mut poured);
     }
     for remove in poured.removed {
         // Observers of what was removed before may have despawned it.

@@ -5,11 +5,13 @@ use std::time::Duration;
 use bevy::prelude::*;
 
 use super::link::{self, Link, OverTransport};
-use crate::mailbox::{Letter, Mailbox};
-use crate::message;
-use crate::peer::{CHANNELS, ChunkKind, Peer};
+use super::mirror;
+use crate::link::mailbox::Mailbox;
+use crate::link::peer::{CHANNELS, ChunkKind, Peer};
+use crate::message::Letter;
 use crate::protocol::handshake::DisconnectReason;
 use crate::protocol::reliable::Taken;
+use crate::registry::tell_dropped;
 use crate::transport::{Arrival, ClientTransport};
 
 /// So many may be waited for: who connects again and again does not pile up links.
@@ -112,7 +114,7 @@ fn say_goodbye(
 
 fn give_back(world: &mut World, mail: Option<Mailbox>) {
     for letter in mail.into_iter().flat_map(|mut mail| mail.drain()) {
-        message::tell_dropped(world, Entity::PLACEHOLDER, &letter);
+        tell_dropped(world, mirror::own_entity, Entity::PLACEHOLDER, &letter);
     }
 }
 

@@ -6,8 +6,9 @@ use bevy::prelude::*;
 
 use super::link::is_synchronised;
 use super::mirror::Mirror;
+use super::sampling::Sampled;
 use super::stats::ClientStats;
-use crate::input::Sampled;
+use super::types::ClientTypes;
 use crate::protocol::input::{InputError, InputHistory, MAX_INPUTS};
 use crate::registry::Registry;
 use crate::replication::Owned;
@@ -28,8 +29,8 @@ impl Plugin for InputPlugin {
 
     fn finish(&self, app: &mut App) {
         Registry::freeze(app);
-        for entry in app.world().resource::<Registry>().inputs.clone().iter() {
-            (entry.install_local)(app);
+        for fns in ClientTypes::of(app).inputs.clone().iter() {
+            (fns.install)(app);
         }
     }
 }
@@ -88,9 +89,10 @@ fn sample(
                 None => return,
             }
         } else {
+            let types = world.resource::<ClientTypes>().inputs.clone();
             world.resource_scope(|world, mirror: Mut<Mirror>| {
-                for entry in registry.inputs.iter() {
-                    (entry.sample)(world, &|entity| mirror.net_id(entity), &mut sampled);
+                for fns in types.iter() {
+                    (fns.sample)(world, &|entity| mirror.net_id(entity), &mut sampled);
                 }
             });
             let mut inputs = world.resource_mut::<SentInputs>();

@@ -11,12 +11,14 @@ use super::connection::{
 };
 use super::farewell::LastWords;
 use super::inputs::SentInputs;
+use super::mirror;
 use super::mirror::Mirror;
 use super::reconnect::{self, ResumeOutcome};
 use super::stats::ClientStats;
-use crate::mailbox::{Letter, Mailbox};
+use crate::link::mailbox::Mailbox;
+use crate::link::peer::{CONTROL_CHANNEL, Carrier, ChunkKind, Peer, Side};
 use crate::message::Fate;
-use crate::peer::{CONTROL_CHANNEL, Carrier, ChunkKind, Peer, Side};
+use crate::message::Letter;
 use crate::protocol::clock::{ClockSettings, ClockSync};
 use crate::protocol::handshake::{
     Control, DisconnectReason, Hello, Intent, MAX_CONNECT_TOKENS, MAX_CREDENTIALS_BYTES, Request,
@@ -288,7 +290,13 @@ pub(super) fn deliver_receipts(world: &mut World, letters: &[Letter]) {
         let messages = &world.resource::<Registry>().messages;
         let entry = messages.get(usize::from(letter.id)).copied();
         if let Some(entry) = entry.filter(|entry| entry.has_receipts) {
-            (entry.tell_fate)(world, Fate::Delivered, Entity::PLACEHOLDER, letter);
+            (entry.tell_fate)(
+                world,
+                mirror::own_entity,
+                Fate::Delivered,
+                Entity::PLACEHOLDER,
+                letter,
+            );
         }
     }
 }

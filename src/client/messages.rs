@@ -7,13 +7,16 @@ use super::apply;
 use super::arrivals;
 use super::connection::{Connection, connected};
 use super::link::{Keepsakes, Link};
+use super::mirror;
 use super::mirror::Mirror;
-use crate::mailbox::Letter;
+use super::types::ClientTypes;
+use crate::message::Letter;
 use crate::message::{
-    self, Channel, Delivered, FromServer, MAX_CLIENT_MESSAGE_BYTES, MessageRule, NetMessage,
-    Reading, ToServer, Undeliverable, Unknown,
+    Channel, Delivered, FromServer, MAX_CLIENT_MESSAGE_BYTES, MessageRule, NetMessage, Reading,
+    ToServer, Undeliverable, Unknown,
 };
 use crate::registry::Registry;
+use crate::registry::give_back;
 use crate::schedule::TandemSystems;
 use crate::wire::serial;
 
@@ -34,8 +37,8 @@ impl Plugin for MessagePlugin {
 
     fn finish(&self, app: &mut App) {
         Registry::freeze(app);
-        for entry in app.world().resource::<Registry>().messages.clone().iter() {
-            (entry.install_client)(app);
+        for fns in ClientTypes::of(app).messages.clone().iter() {
+            (fns.install)(app);
         }
     }
 }
@@ -111,7 +114,13 @@ fn send<M: NetMessage>(
         });
         match dropped {
             Some(dropped) => {
-                message::give_back(&mut commands, &registry, Entity::PLACEHOLDER, dropped);
+                give_back(
+                    &mut commands,
+                    &registry,
+                    mirror::own_entity,
+                    Entity::PLACEHOLDER,
+                    dropped,
+                );
             }
             None => {
                 undeliverable.write(Undeliverable {

@@ -11,6 +11,7 @@ use bevy::prelude::*;
 use smallvec::SmallVec;
 
 use super::predict::PredictionFns;
+use super::types::ClientTypes;
 use super::{copies, early};
 use crate::protocol::layout::{ComponentId, Layout, Layouts, Meta, NetId, PredictedBy};
 use crate::protocol::replica::{Change, Replica};
@@ -184,12 +185,13 @@ impl References {
 impl Mirror {
     pub fn new(world: &mut World, layouts: Layouts) -> Self {
         let entries = world.resource::<Registry>().components.clone();
+        let fns = world.resource::<ClientTypes>().components.clone();
         let kinds: Arc<[_]> = entries
             .iter()
             .enumerate()
             .map(|(index, entry)| Kind {
                 may_name: matches!(layouts.get(ComponentId(index as u8)), Some(Layout::Bytes)),
-                id: (entry.client.id)(world),
+                id: (fns[index].id)(world),
                 predicted: (entry.is_predicted)(world),
                 interpolated: (entry.is_interpolated)(world),
             })
@@ -198,7 +200,7 @@ impl Mirror {
             .iter()
             .enumerate()
             .filter(|(index, _)| kinds[*index].predicted)
-            .map(|(index, entry)| (ComponentId(index as u8), entry.client.predict))
+            .map(|(index, _)| (ComponentId(index as u8), fns[index].predict))
             .collect();
         Self {
             replica: Replica::new(layouts.clone(), 0),
@@ -466,4 +468,9 @@ impl Mirror {
         let complete = self.replica.newest_complete();
         complete.is_some_and(|complete| !tick.is_newer_than(complete))
     }
+}
+
+/// The entity of this client that has an id on the network.
+pub(super) fn own_entity(world: &World, net: NetId) -> Option<Entity> {
+    world.get_resource::<Mirror>()?.entity(net)
 }

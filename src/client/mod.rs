@@ -31,8 +31,10 @@ pub(crate) mod mirror;
 mod orders;
 mod predict;
 mod reconnect;
+pub(crate) mod sampling;
 mod smooth;
 mod stats;
+pub(crate) mod types;
 
 pub use apply::ReplicationPlugin;
 pub use connect::ConnectOver;

@@ -12,5 +12,6 @@ mod priority;
 pub mod report;
 mod runner;
 
+pub use crate::session::ShutdownRequested;
 pub use priority::raise_priority;
-pub use runner::{HeadlessPlugin, Pace, ShutdownRequested, Signals, TickTimings};
+pub use runner::{HeadlessPlugin, Pace, Signals, TickTimings};

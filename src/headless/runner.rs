@@ -6,7 +6,6 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use bevy::app::{App, AppExit, Plugin, PluginsState};
-use bevy::ecs::event::Event;
 use bevy::ecs::resource::Resource;
 use bevy::time::{Fixed, Time, TimeUpdateStrategy};
 use signal_hook::consts::{SIGINT, SIGTERM};
@@ -16,6 +15,7 @@ use super::priority::raise_priority;
 use super::report::{self, ServerReport};
 use crate::histogram::Histogram;
 use crate::server::ServerStats;
+use crate::session::ShutdownRequested;
 
 /// How many ticks the runner makes up for after a stall; what lies further back is skipped. Clients notice either
 /// way, but a server that chases a long backlog is late for much longer.
@@ -63,14 +63,6 @@ impl Plugin for HeadlessPlugin {
             .init_resource::<TickTimings>()
             .set_runner(move |app| run(app, &settings));
     }
-}
-
-/// The app will stop shortly: a signal arrived, or its time is up. Servers let nobody in from here on, and tell their
-/// clients how long they stay.
-#[derive(Event, Clone, Copy, Debug)]
-pub struct ShutdownRequested {
-    /// For how long the app still runs.
-    pub grace: Duration,
 }
 
 /// How long ticks took since the app started.

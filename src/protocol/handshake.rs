@@ -8,10 +8,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use super::layout::SessionId;
 use super::names::NameError;
 use super::reliable::{STREAMS, Taken};
 use super::resume::ResumeToken;
-use crate::session::SessionId;
 use crate::tick::Tick;
 
 /// Changes whenever what travels on the wire changes its form.

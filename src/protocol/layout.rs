@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use crate::tick::Tick;
 use crate::wire::quantize::{Fields, MAX_WORDS};
 
@@ -48,6 +50,16 @@ impl std::hash::Hash for NetId {
 impl std::fmt::Debug for NetId {
     fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
         write!(f, "NetId({}v{})", self.index, self.generation)
+    }
+}
+
+/// The number of a session, the same on server and clients. Never given out twice by one server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct SessionId(pub u32);
+
+impl std::fmt::Display for SessionId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.0)
     }
 }
 

@@ -18,6 +18,7 @@ use smallvec::SmallVec;
 
 use super::rooms;
 use super::send::is_send_tick;
+use super::types::ServerTypes;
 use crate::protocol::archive::Archive;
 use crate::protocol::layout::{ComponentId, Meta, NetId};
 use crate::registry::{ComponentRule, Registry};
@@ -77,8 +78,8 @@ impl Plugin for ReplicationPlugin {
                 .in_set(CollectSystems::Entities)
                 .before(apply_pending),
         );
-        for entry in app.world().resource::<Registry>().components.clone().iter() {
-            (entry.install_server)(app);
+        for fns in ServerTypes::of(app).components.clone().iter() {
+            (fns.install)(app);
         }
     }
 }
@@ -254,14 +255,16 @@ fn forget_former(mut nets: ResMut<Nets>) {
 
 /// Server-side work on one component type.
 #[derive(Clone, Copy)]
-pub(crate) struct ComponentFns {
+pub(crate) struct CaptureFns {
+    install: fn(&mut App),
     /// Stores the component's value, if the entity has it.
     capture: fn(&World, Entity, NetId, &mut Replication, &mut Vec<u8>),
 }
 
-impl ComponentFns {
+impl CaptureFns {
     pub const fn of<C: Component + Clone>() -> Self {
         Self {
+            install: install::<C>,
             capture: capture::<C>,
         }
     }
@@ -303,7 +306,7 @@ fn store<C: Component + Clone>(
     replication.references.set(net, rule.id, &named.borrow());
 }
 
-pub(crate) fn install<C: Component + Clone>(app: &mut App) {
+fn install<C: Component + Clone>(app: &mut App) {
     let collect = (
         ParamBuilder,
         ParamBuilder,
@@ -469,11 +472,11 @@ fn apply_pending(world: &mut World) {
             admitted.extend(enter(world, &mut replication, entity));
         }
         // Values come after all ids are known, so that entities in them are found.
-        let entries = world.resource::<Registry>().components.clone();
+        let types = world.resource::<ServerTypes>().components.clone();
         let mut scratch = Vec::new();
         for &(entity, net) in &admitted {
-            for entry in entries.iter() {
-                (entry.server.capture)(world, entity, net, &mut replication, &mut scratch);
+            for fns in types.iter() {
+                (fns.capture)(world, entity, net, &mut replication, &mut scratch);
             }
         }
         renamed.extend(admitted.iter().map(|(entity, _)| *entity));
@@ -522,7 +525,7 @@ fn enter(
 
 /// Components that name these entities name them differently from now on.
 fn tell_holders_again(world: &World, replication: &mut Replication, renamed: &[Entity]) {
-    let entries = &world.resource::<Registry>().components;
+    let types = &world.resource::<ServerTypes>().components;
     let mut scratch = Vec::new();
     for entity in renamed {
         let Some(holders) = replication.references.holders.get(entity) else {
@@ -532,8 +535,8 @@ fn tell_holders_again(world: &World, replication: &mut Replication, renamed: &[E
         holders.sort_unstable();
         for (net, component) in holders {
             if let Some(holder) = replication.entity(net) {
-                let entry = &entries[usize::from(component.0)];
-                (entry.server.capture)(world, holder, net, replication, &mut scratch);
+                let fns = &types[usize::from(component.0)];
+                (fns.capture)(world, holder, net, replication, &mut scratch);
             }
         }
     }

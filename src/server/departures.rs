@@ -14,19 +14,19 @@ use bevy::platform::collections::HashMap;
 use bevy::prelude::*;
 
 use super::ServerStats;
+use super::collect;
 use super::farewell;
 use super::limits::Doors;
 use super::links::{ClientAddress, Link, Links, SessionMail};
 use super::sessions::{Sessions, tell};
-use crate::headless::ShutdownRequested;
 use crate::identity::Identity;
-use crate::mailbox::Mailbox;
-use crate::message;
-use crate::peer::{Peer, Side};
+use crate::link::mailbox::Mailbox;
+use crate::link::peer::{Peer, Side};
 use crate::protocol::handshake::{Control, DisconnectReason};
+use crate::registry::tell_dropped;
 use crate::replication::{OwnedBy, Owns};
 use crate::schedule::TandemSystems;
-use crate::session::{Ban, Kick, Session, SessionLeft};
+use crate::session::{Ban, Kick, Session, SessionLeft, ShutdownRequested};
 use crate::transport::Delivery;
 
 /// Ends sessions.
@@ -146,7 +146,7 @@ fn forget(world: &mut DeferredWorld, session: Entity) -> bool {
 /// Tells the game of messages that nobody will read.
 fn give_back(world: &mut World, session: Entity, mut mail: Mailbox) {
     for letter in mail.drain() {
-        message::tell_dropped(world, session, &letter);
+        tell_dropped(world, collect::living, session, &letter);
     }
 }
 

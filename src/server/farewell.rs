@@ -4,14 +4,15 @@ use std::time::Duration;
 
 use bevy::prelude::*;
 
+use super::collect;
 use super::departures::Gone;
 use super::links::{Link, Links, SessionMail};
-use crate::mailbox::Mailbox;
-use crate::message;
-use crate::peer::{CHANNELS, ChunkKind, Peer};
+use crate::link::mailbox::Mailbox;
+use crate::link::peer::{CHANNELS, ChunkKind, Peer};
 use crate::protocol::handshake::DisconnectReason;
 use crate::protocol::reliable::Taken;
 use crate::registry::Registry;
+use crate::registry::give_back;
 use crate::transport::LinkId;
 
 /// So many may be waited for; others get what one round carries.
@@ -144,7 +145,13 @@ pub(super) fn say(
         let is_over = it.is_over || it.mail.is_overrun() || is_late;
         if is_over {
             links.close(now, link, &mut it.peer, &it.reason);
-            message::give_back(&mut commands, &registry, it.session, it.mail.drain());
+            give_back(
+                &mut commands,
+                &registry,
+                collect::living,
+                it.session,
+                it.mail.drain(),
+            );
         }
         !is_over
     });

@@ -8,15 +8,18 @@ use bevy::prelude::*;
 use bytes::Bytes;
 use smallvec::SmallVec;
 
+use super::collect;
 use super::farewell::Leaving;
 use super::inputs::SessionInputs;
 use super::limits::{self, Doors, Limits};
 use super::send::Outgoing;
 use super::sessions::{self, SessionSettings};
+use super::types::{ReceiveFns, ServerTypes};
 use super::{ServerStats, TransportCount};
-use crate::mailbox::{Letter, Mailbox};
+use crate::link::mailbox::Mailbox;
+use crate::link::peer::{CONTROL_CHANNEL, Carrier, ChunkKind, Peer};
+use crate::message::Letter;
 use crate::message::{self, Channel, Fate, MessageEntry};
-use crate::peer::{CONTROL_CHANNEL, Carrier, ChunkKind, Peer};
 use crate::protocol::handshake::{DisconnectReason, Request};
 use crate::protocol::limits::{Answer, Traffic};
 use crate::protocol::reliable::{Stream, Taken};
@@ -378,7 +381,7 @@ pub(super) fn deliver_receipts(world: &mut World, session: Entity, letters: &[Le
             .get(usize::from(letter.id))
             .copied();
         if let Some(entry) = entry.filter(|entry| entry.has_receipts) {
-            (entry.tell_fate)(world, Fate::Delivered, session, letter);
+            (entry.tell_fate)(world, collect::living, Fate::Delivered, session, letter);
         }
     }
 }
@@ -407,14 +410,13 @@ fn receive_messages(
         }
     }
     while let Some(bytes) = next_message(world, session, Channel::Unreliable.id()) {
-        let (entry, body) = find_entry(world, Channel::Unreliable, &bytes)?;
+        let (entry, fns, body) = find_entry(world, Channel::Unreliable, &bytes)?;
         let excess = world
             .get_mut::<Limits>(session)
             .and_then(|mut limits| limits.take(now, entry.traffic, bytes.len()).err());
         match excess {
             Some(excess) => limits::answer(world, session, excess)?,
-            None => (entry.receive_on_server)(world, session, body)
-                .map_err(|error| violation(&error))?,
+            None => (fns.receive)(world, session, body).map_err(|error| violation(&error))?,
         }
     }
     Ok(())
@@ -424,16 +426,17 @@ fn next_message(world: &mut World, session: Entity, channel: u8) -> Option<Bytes
     world.get_mut::<Link>(session)?.peer.next_message(channel)
 }
 
-/// The type of a message, and the rest of it.
+/// The type of a message, how it is received, and the rest of it.
 fn find_entry<'a>(
     world: &World,
     channel: Channel,
     bytes: &'a [u8],
-) -> Result<(MessageEntry, &'a [u8]), DisconnectReason> {
+) -> Result<(MessageEntry, ReceiveFns, &'a [u8]), DisconnectReason> {
     let (id, body) = message::split(bytes).map_err(|error| violation(&error))?;
     let entry = world.resource::<Registry>().messages.get(id).copied();
-    match entry.filter(|entry| entry.channel == channel) {
-        Some(entry) => Ok((entry, body)),
+    let fns = world.resource::<ServerTypes>().messages.get(id).copied();
+    match entry.filter(|entry| entry.channel == channel).zip(fns) {
+        Some((entry, fns)) => Ok((entry, fns, body)),
         None => Err(violation(&format_args!("no message number {id}"))),
     }
 }
@@ -454,7 +457,7 @@ fn receive_numbered(
             return Ok(());
         };
         let (_, numbered) = Mailbox::split(&bytes).map_err(|error| violation(&error))?;
-        let (entry, body) = find_entry(world, channel, numbered)?;
+        let (entry, fns, body) = find_entry(world, channel, numbered)?;
         let mut is_dropped = false;
         if let Some(mut limits) = world.get_mut::<Limits>(session) {
             if entry.traffic == Traffic::Chat {
@@ -473,7 +476,7 @@ fn receive_numbered(
         };
         let is_new = mail.0.accept(stream, &bytes)?.is_some();
         if is_new && !is_dropped {
-            (entry.receive_on_server)(world, session, body).map_err(|error| violation(&error))?;
+            (fns.receive)(world, session, body).map_err(|error| violation(&error))?;
         }
     }
 }

@@ -7,12 +7,14 @@ use super::collect::{self, CollectSystems, NetIds};
 use super::departures::Departures;
 use super::links::{Link, SessionMail};
 use super::send::SendSchedule;
-use crate::mailbox::Letter;
+use super::types::ServerTypes;
+use crate::message::Letter;
 use crate::message::{
-    self, Channel, Delivered, FromClient, MAX_SERVER_MESSAGE_BYTES, MAX_UNRELIABLE_MESSAGE_BYTES,
+    Channel, Delivered, FromClient, MAX_SERVER_MESSAGE_BYTES, MAX_UNRELIABLE_MESSAGE_BYTES,
     MessageRule, NetMessage, Stamp, Target, ToClients, Undeliverable,
 };
 use crate::registry::Registry;
+use crate::registry::give_back;
 use crate::rooms::RoomMembers;
 use crate::schedule::{CurrentTick, TandemSystems};
 use crate::session::Session;
@@ -27,8 +29,8 @@ impl Plugin for MessagePlugin {
 
     fn finish(&self, app: &mut App) {
         Registry::freeze(app);
-        for entry in app.world().resource::<Registry>().messages.clone().iter() {
-            (entry.install_server)(app);
+        for fns in ServerTypes::of(app).messages.clone().iter() {
+            (fns.install)(app);
         }
     }
 }
@@ -104,7 +106,13 @@ impl Readers<'_, '_> {
             debug!("a message to session {session} is not sent: too much waits for it");
             return false;
         };
-        message::give_back(&mut self.commands, &self.registry, session, dropped);
+        give_back(
+            &mut self.commands,
+            &self.registry,
+            collect::living,
+            session,
+            dropped,
+        );
         true
     }
 }
@@ -178,7 +186,7 @@ mod tests {
     use bevy::ecs::system::RunSystemOnce;
 
     use super::*;
-    use crate::mailbox::Mailbox;
+    use crate::link::mailbox::Mailbox;
     use crate::protocol::reliable::{OutboxLimits, WhenFull};
     use crate::rooms::{InRoom, Room};
     use crate::server::TandemServerPlugins;

@@ -30,6 +30,7 @@ mod rooms;
 mod send;
 mod sessions;
 mod tokens;
+pub(crate) mod types;
 
 pub use adapt::{AdaptPlugin, Pacing, PacingChanged, PacingStats};
 pub use collect::ReplicationPlugin;

@@ -21,7 +21,7 @@ use super::collect::Replication;
 use super::farewell;
 use super::inputs::SessionInputs;
 use super::links::{Link, LinkStats, Links, SessionMail};
-use crate::peer::{CONTROL_CHANNEL, ChunkKind, Peer};
+use crate::link::peer::{CONTROL_CHANNEL, ChunkKind, Peer};
 use crate::protocol::archive::{Archive, PartitionId};
 use crate::protocol::handshake::Control;
 use crate::protocol::layout::{ComponentId, NetId};

@@ -18,8 +18,8 @@ use super::send::Outgoing;
 use super::tokens::{NextTokens, TokenRefusal, UsedTokens};
 use super::{ListenAddresses, ServerConfig, ServerStats};
 use crate::identity::{Identity, IdentityError};
-use crate::mailbox::Mailbox;
-use crate::peer::{CONTROL_CHANNEL, Peer, Side};
+use crate::link::mailbox::Mailbox;
+use crate::link::peer::{CONTROL_CHANNEL, Peer, Side};
 use crate::protocol::handshake::{
     Control, DisconnectReason, Hello, Intent, ResumeRejection, Resumption, WIRE_VERSION,
     fingerprint,

@@ -6,7 +6,6 @@
 //!
 //! - [`udp`]: the internet, encrypted and authenticated by netcode 1.02 (`renetcode`).
 //! - [`ws`]: WebSocket, for browsers and for networks that block UDP.
-//! - `renet_bridge` (feature `bevy_renet`): the `RenetServer` and `RenetClient` of a game that has them.
 //! - [`local`]: two apps in one process, with an exactly repeatable network between them.
 //! - [`conditioner`]: makes any of them as bad as a real network.
 //!
@@ -22,14 +21,13 @@ use crate::protocol::handshake::DisconnectReason;
 pub mod conditioner;
 pub mod filter;
 pub mod local;
-#[cfg(all(feature = "bevy_renet", not(target_family = "wasm")))]
-pub mod renet_bridge;
 mod shared;
 #[cfg(not(target_family = "wasm"))]
 pub mod udp;
 #[cfg(feature = "websocket")]
 pub mod ws;
 
+pub use crate::protocol::pacing::LinkPace;
 pub use conditioner::{Conditioned, ConditionedServer, LinkConditions};
 pub use local::{LocalClient, LocalConnector, LocalServer};
 pub use shared::SharedBytes;
@@ -336,49 +334,6 @@ impl Rejected {
             + self.inbox_full
             + self.outbox_full
             + self.unsendable
-    }
-}
-
-/// How a link's datagrams are gathered into messages, and compressed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LinkPace {
-    /// Most datagrams and messages in one batch. What is beyond starts the next.
-    pub max_batch: usize,
-    /// Time between the beginnings of two batches, and so the longest that anything waits for its batch.
-    pub interval: Duration,
-    /// Batches of more bytes than this are compressed.
-    pub compress_above: usize,
-    /// How hard: 1 to 9, the level of deflate.
-    pub level: u8,
-}
-
-impl LinkPace {
-    /// For short delays: at most 100 in a batch, 10 ms apart, compressed above 500 bytes at level 9.
-    pub const REALTIME: Self = Self {
-        max_batch: 100,
-        interval: Duration::from_millis(10),
-        compress_above: 500,
-        level: 9,
-    };
-    /// The default: at most 500 in a batch, 20 ms apart, compressed above 1,000 bytes at level 6.
-    pub const BALANCED: Self = Self {
-        max_batch: 500,
-        interval: Duration::from_millis(20),
-        compress_above: 1_000,
-        level: 6,
-    };
-    /// For many clients: at most 1,000 in a batch, 50 ms apart, compressed above 2,000 bytes at level 1.
-    pub const THROUGHPUT: Self = Self {
-        max_batch: 1_000,
-        interval: Duration::from_millis(50),
-        compress_above: 2_000,
-        level: 1,
-    };
-}
-
-impl Default for LinkPace {
-    fn default() -> Self {
-        Self::BALANCED
     }
 }
 

@@ -38,7 +38,7 @@ pub struct RenetBridgeServerPlugin {
     ///
     /// ```
     /// # use bevy_renet::netcode::NetcodeServerTransport;
-    /// # use bevy_tandem::transport::renet_bridge::{DescribePeer, RenetPeer};
+    /// # use bevy_tandem::renet_bridge::{DescribePeer, RenetPeer};
     /// let describe: DescribePeer = |world, client| {
     ///     let transport = world.get_resource::<NetcodeServerTransport>();
     ///     RenetPeer {

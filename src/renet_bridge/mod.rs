@@ -9,7 +9,7 @@
 //! use bevy_renet::renet::{ConnectionConfig, DefaultChannel};
 //! use bevy_renet::{RenetClientPlugin, RenetServer, RenetServerPlugin};
 //! use bevy_tandem::prelude::*;
-//! use bevy_tandem::transport::renet_bridge::{self, RenetBridgeClientPlugin, RenetBridgeServerPlugin};
+//! use bevy_tandem::renet_bridge::{self, RenetBridgeClientPlugin, RenetBridgeServerPlugin};
 //!
 //! /// A number that none of the game's own channels has.
 //! const TANDEM_CHANNEL: u8 = 9;
@@ -70,7 +70,7 @@ use std::time::Duration;
 
 use bevy_renet::renet::{ChannelConfig, ClientId, DisconnectReason, SendType};
 
-use super::{CloseReason, MAX_PAYLOAD_BYTES, TransportKind};
+use crate::transport::{CloseReason, MAX_PAYLOAD_BYTES, TransportKind};
 
 mod client;
 mod server;

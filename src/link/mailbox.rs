@@ -5,43 +5,13 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 
-use crate::message::{Channel, MessageEntry};
-use crate::peer::{ChunkKind, Peer, Violation};
+use crate::link::peer::{ChunkKind, Peer, Violation};
+use crate::message::{Channel, Letter, MessageEntry};
 use crate::protocol::handshake::DisconnectReason;
 use crate::protocol::reliable::{
     Accept, Body, Full, Inbox, Outbox, OutboxLimits, Stream, Taken, WhenFull,
 };
-use crate::transport::SharedBytes;
 use crate::wire::serial;
-
-/// A message as it waits to be taken.
-#[derive(Clone)]
-pub(crate) struct Letter {
-    /// The number of its type.
-    pub id: u16,
-    pub body: SharedBytes,
-    /// Where in it the message's value begins.
-    pub value_at: usize,
-}
-
-impl Letter {
-    /// The same for one reader only.
-    pub fn for_one(self) -> Self {
-        let body = SharedBytes::for_one(self.body.bytes().clone());
-        Self { body, ..self }
-    }
-
-    /// The message's value.
-    pub fn value(&self) -> &[u8] {
-        &self.body.bytes()[self.value_at..]
-    }
-}
-
-impl Body for Letter {
-    fn size_bytes(&self) -> usize {
-        self.body.bytes().len()
-    }
-}
 
 /// One end of a session's messages. It outlives links.
 pub(crate) struct Mailbox {
