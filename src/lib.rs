@@ -454,7 +454,7 @@
 //! - `render`: what the rendered examples of this repository need of Bevy. Games choose their own.
 //!
 //! [Bevy needs on your system]: https://github.com/bevyengine/bevy/blob/main/docs/linux_dependencies.md
-//! [`TandemApp`]: registry::TandemApp
+//! [`TandemApp`]: app::TandemApp
 //! [`TandemServerPlugins`]: server::TandemServerPlugins
 //! [`TandemClientPlugins`]: client::TandemClientPlugins
 

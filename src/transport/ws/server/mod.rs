@@ -1,12 +1,14 @@
 //! The server's end: one port, threads of its own, one task for each connection.
 
-use std::collections::{HashMap, HashSet};
+mod config;
+mod inbox;
+
+use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Waker};
+use std::sync::{Arc, Mutex};
+use std::task::Waker;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -20,19 +22,20 @@ use tokio_rustls::TlsAcceptor;
 use tokio_tungstenite::tungstenite::protocol::{Message, Role};
 use tracing::warn;
 
-use super::budget::Budget;
-use super::config::DEFAULT_PROTOCOL_ID;
-use super::frame::{self, Credentials, Limits};
-use super::gate::{Full, Gate, Permit, RefusalLog};
-use super::http::{Http, NoUpgrade, Upgraded};
-use super::link::{Inbox, Link, LinkRules};
-use super::outbox::{Gathered, Goodbye, Outbox};
-use super::proxy::IpPrefix;
-use super::socket::{Error, Socket};
-use super::stats::Stats;
-use super::tls::{Certificate, RELOAD_INTERVAL, TlsError, TlsFiles};
+pub use config::{WsBindError, WsServerConfig};
+use inbox::{Event, InboxState, LinkInbox, Presence, ServerInbox, fleeting};
+
 use crate::transport::udp::Auth;
 use crate::transport::udp::token::{self, TokenError};
+use crate::transport::ws::budget::Budget;
+use crate::transport::ws::frame::{self, Credentials, Limits};
+use crate::transport::ws::gate::{Full, Gate, Permit, RefusalLog};
+use crate::transport::ws::http::{Http, NoUpgrade, Upgraded};
+use crate::transport::ws::link::{Link, LinkRules};
+use crate::transport::ws::outbox::{Gathered, Goodbye, Outbox};
+use crate::transport::ws::socket::{Error, Socket};
+use crate::transport::ws::stats::Stats;
+use crate::transport::ws::tls::{Certificate, RELOAD_INTERVAL};
 use crate::transport::{
     CloseReason, Delivery, LinkEvent, LinkId, LinkIds, LinkPace, MAX_STREAM_DATAGRAM_BYTES,
     PeerInfo, Rejected, ServerTransport, SharedBytes, TokenUse, TransportKind, TransportStats,
@@ -56,147 +59,6 @@ const TLS_BUFFER_BYTES: usize = 16 << 10;
 /// How long `shutdown` waits for links to take leave, and then for threads to end.
 const FAREWELL_TIME: Duration = Duration::from_millis(400);
 const STOP_TIME: Duration = Duration::from_millis(100);
-
-/// How a [`WsServer`] listens.
-#[derive(Clone, Debug)]
-pub struct WsServerConfig {
-    /// Where to listen, by TCP. Port 0 lets the system choose.
-    pub addr: SocketAddr,
-    /// Tells the server's transports apart: the top byte of their [`LinkId`]s. Default: 0.
-    pub transport_index: u8,
-    /// Which game, and which version of it; clients of others are refused. Default: [`DEFAULT_PROTOCOL_ID`].
-    pub protocol_id: u64,
-    /// Who may connect. Default: [`Auth::Insecure`].
-    pub auth: Auth,
-    /// Lets [`Auth::Insecure`] listen on an address that other machines can reach. Default: false, so that a development
-    /// server does not end up on the internet by a slip. For networks that you trust. TLS is no substitute: it says who
-    /// the server is, and not who the players are.
-    pub insecure_anywhere: bool,
-    /// Where players reach this server: connect tokens must name one of these. Empty stands for `addr`. Port 0 stands for
-    /// the port that the system chose. A token for a server with UDP as well may name its UDP address: give that here.
-    pub public_addresses: Vec<SocketAddr>,
-    /// The certificate for `wss://`. It is read again when its files change; while those are wrong, the old one stays in
-    /// use. Default: none, for `ws://` and for servers behind a proxy that does TLS.
-    pub tls: Option<TlsFiles>,
-    /// Proxies whose word on a client's address counts: they append to `X-Forwarded-For`, or else set `Forwarded` or
-    /// `X-Real-IP`. Whoever is listed must set one of these itself, or its clients could. Default: none.
-    pub trusted_proxies: Vec<IpPrefix>,
-    /// A folder to serve by HTTP on the same port: a browser build. What links in it point to is served as well. Beside
-    /// `x.wasm`, `x.wasm.br` and `x.wasm.gz` go to browsers that take them. Default: none.
-    pub web: Option<PathBuf>,
-    /// Origins (`https://example.org`) of pages that may connect. What is no browser says no origin, and may. Default:
-    /// `None`, all.
-    pub allowed_origins: Option<Vec<String>>,
-    /// How datagrams are gathered and compressed, until told otherwise for a link. Default: [`LinkPace::BALANCED`].
-    pub pace: LinkPace,
-    /// How many may be connected at a time. Default: 10,000.
-    pub max_sessions: usize,
-    /// How many of them from one address, of IPv6 from one network of 64 bits. Loopback is exempt. Default: 256, as for
-    /// [sessions](crate::protocol::limits::GateLimits::sessions).
-    pub max_links_per_address: usize,
-    /// Connections at a time that are no link yet. Beyond, new ones are closed at once. Default: 1,024.
-    pub max_handshakes: usize,
-    /// How many of them from one address, counted as for links. Default: 16.
-    pub max_handshakes_per_address: usize,
-    /// How long TCP, TLS and HTTP may take together. Default: 5 s.
-    pub handshake_timeout: Duration,
-    /// How long the client's first message may take after that. Default: 10 s, as a slow browser's page says nothing
-    /// while it compiles its shaders.
-    pub auth_timeout: Duration,
-    /// Silence after which a client is pinged. Default: 5 s. Browsers answer by themselves, also for a hidden page.
-    pub ping_interval: Duration,
-    /// Silence after which a link is closed, to within a second. Default: 15 s, time for three pings.
-    pub client_timeout: Duration,
-    /// Datagrams that a client may send in a second, and in a moment. Default: 400. Above that it is read more
-    /// slowly: a stream loses nothing.
-    pub max_datagrams_per_s: u32,
-    /// Bytes that a client may send in a second, and in a moment. Default: 128 KiB. Inputs take some 5.
-    pub max_bytes_per_s: u32,
-    /// Datagrams kept for the app until it calls `receive`. Default: 65,536. When they are that many, nothing more is
-    /// read, and clients have to wait.
-    pub inbox_datagrams: usize,
-    /// With more bytes than this waiting, a client that does not read [is
-    /// congested](ServerTransport::is_congested). Default: 16 KiB, some snapshots.
-    pub congested_above: usize,
-    /// How long a client may be congested until its link is closed. `None`: for ever. Default: 10 s.
-    pub drop_congested_after: Option<Duration>,
-    /// Bytes that may wait for a client, without what the system holds. Beyond, its link is closed, as
-    /// [`CloseReason::Congested`]. One datagram may be larger, if nothing else waits. Default, and the least: 128 KiB, as
-    /// a server gives a link up to 96 KiB of messages at once.
-    pub max_queue_bytes: usize,
-    /// Threads that do all of this. Default: 2.
-    pub threads: usize,
-}
-
-impl WsServerConfig {
-    /// Listens there, with the defaults.
-    pub fn new(addr: SocketAddr) -> Self {
-        Self {
-            addr,
-            transport_index: 0,
-            protocol_id: DEFAULT_PROTOCOL_ID,
-            auth: Auth::Insecure,
-            insecure_anywhere: false,
-            public_addresses: Vec::new(),
-            tls: None,
-            trusted_proxies: Vec::new(),
-            web: None,
-            allowed_origins: None,
-            pace: LinkPace::BALANCED,
-            max_sessions: 10_000,
-            max_links_per_address: 256,
-            max_handshakes: 1_024,
-            max_handshakes_per_address: 16,
-            handshake_timeout: Duration::from_secs(5),
-            auth_timeout: Duration::from_secs(10),
-            ping_interval: Duration::from_secs(5),
-            client_timeout: Duration::from_secs(15),
-            max_datagrams_per_s: 400,
-            max_bytes_per_s: 128 << 10,
-            inbox_datagrams: 65_536,
-            congested_above: 16 << 10,
-            drop_congested_after: Some(Duration::from_secs(10)),
-            max_queue_bytes: MIN_QUEUE_BYTES,
-            threads: 2,
-        }
-    }
-}
-
-/// Why a [`WsServer`] does not listen.
-#[derive(Debug, thiserror::Error)]
-pub enum WsBindError {
-    /// Someone else does.
-    #[error("TCP port {} of {} is in use; stop the other server or choose another port", .0.port(), .0.ip())]
-    InUse(SocketAddr),
-    /// The machine has no such address.
-    #[error("this machine has no address {0}; listen on 0.0.0.0 (or [::]) for all it has")]
-    NoSuchAddress(IpAddr),
-    /// With tokens, an address that is not one.
-    #[error(
-        "with `Auth::Secure`, listening on {0} needs `public_addresses`: what clients' tokens name"
-    )]
-    NoPublicAddress(SocketAddr),
-    /// Without tokens, an address that is not only for this machine.
-    #[error(
-        "without authentication, anyone who reaches {0} could play as anyone; use `Auth::Secure`, or listen on 127.0.0.1 \
-         (or [::1]), or set `insecure_anywhere` if everyone who reaches it may"
-    )]
-    Insecure(SocketAddr),
-    /// The certificate cannot be used.
-    #[error(transparent)]
-    Tls(#[from] TlsError),
-    /// The folder to serve is none.
-    #[error("{} is not a folder; give one with a browser build, or none", .0.display())]
-    NoFolder(PathBuf),
-    /// Anything else.
-    #[error("cannot listen on {addr}: {source}")]
-    Io {
-        /// Where.
-        addr: SocketAddr,
-        /// What the system said.
-        source: io::Error,
-    },
-}
 
 /// A [`ServerTransport`] over WebSocket.
 ///
@@ -247,40 +109,6 @@ struct Shared {
     pace: LinkPace,
     handshake_timeout: Duration,
     auth_timeout: Duration,
-}
-
-/// [`LinkEvent`]s, of which the first brings the link's queue.
-enum Event {
-    Opened {
-        link: LinkId,
-        peer: PeerInfo,
-        outbox: Arc<Outbox>,
-    },
-    Datagram {
-        link: LinkId,
-        bytes: Vec<u8>,
-    },
-    Closed {
-        link: LinkId,
-        reason: CloseReason,
-    },
-}
-
-/// What waits for the app.
-struct ServerInbox {
-    state: Mutex<InboxState>,
-    /// Of `state.events`, to look at without a lock.
-    waiting: AtomicUsize,
-    capacity: usize,
-}
-
-struct InboxState {
-    ids: LinkIds,
-    events: Vec<Event>,
-    /// Tasks that wait for room.
-    paused: HashMap<LinkId, Waker>,
-    /// Nothing opens any more.
-    stopped: bool,
 }
 
 impl WsServer {
@@ -599,121 +427,6 @@ fn configure(stream: &TcpStream) -> io::Result<()> {
     Ok(())
 }
 
-impl ServerInbox {
-    fn lock(&self) -> MutexGuard<'_, InboxState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Moves all events there, and lets tasks go on that waited for room.
-    fn take(&self, events: &mut Vec<Event>) {
-        let paused = {
-            let mut state = self.lock();
-            std::mem::swap(&mut state.events, events);
-            self.waiting.store(0, Ordering::Relaxed);
-            std::mem::take(&mut state.paused)
-        };
-        for waker in paused.into_values() {
-            waker.wake();
-        }
-    }
-
-    /// Lets nothing open any more, and tells those to go of which the app has not heard yet.
-    fn stop(&self) {
-        let mut state = self.lock();
-        state.stopped = true;
-        for event in &state.events {
-            if let Event::Opened { outbox, .. } = event {
-                outbox.say(Goodbye::GoAway);
-            }
-        }
-    }
-
-    fn push(&self, state: &mut InboxState, events: impl IntoIterator<Item = Event>) {
-        state.events.extend(events);
-        self.waiting.store(state.events.len(), Ordering::Relaxed);
-    }
-
-    fn has_room(&self) -> bool {
-        self.waiting.load(Ordering::Relaxed) < self.capacity
-    }
-
-    /// Opens a link, unless the server stops or the app does not look.
-    fn open(&self, peer: PeerInfo, outbox: &Arc<Outbox>) -> Option<LinkId> {
-        let mut state = self.lock();
-        if state.stopped || !self.has_room() {
-            return None;
-        }
-        let link = state.ids.allocate();
-        let outbox = outbox.clone();
-        self.push(&mut state, [Event::Opened { link, peer, outbox }]);
-        Some(link)
-    }
-
-    /// There is always room for this: there is one for each link that opened.
-    fn close(&self, link: LinkId, reason: CloseReason) {
-        let mut state = self.lock();
-        state.paused.remove(&link);
-        self.push(&mut state, [Event::Closed { link, reason }]);
-    }
-}
-
-/// The way from a link to the app. However the link's task ends, the app is told.
-struct Presence {
-    shared: Arc<Shared>,
-    link: LinkId,
-    closed: bool,
-}
-
-impl Presence {
-    fn close(&mut self, reason: CloseReason) {
-        if !std::mem::replace(&mut self.closed, true) {
-            self.shared.inbox.close(self.link, reason);
-        }
-    }
-}
-
-impl Drop for Presence {
-    fn drop(&mut self) {
-        // The server stopped before the link had taken leave; or the task panicked, which is in the log.
-        let reason = if self.shared.closed.load(Ordering::Relaxed) {
-            CloseReason::ByUs
-        } else {
-            CloseReason::Transport("the server failed".into())
-        };
-        self.close(reason);
-    }
-}
-
-/// Delivers to the app what one link receives.
-struct LinkInbox {
-    shared: Arc<Shared>,
-    link: LinkId,
-}
-
-impl Inbox for LinkInbox {
-    fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let inbox = &self.shared.inbox;
-        if inbox.has_room() {
-            return Poll::Ready(());
-        }
-        let mut state = inbox.lock();
-        if inbox.has_room() {
-            return Poll::Ready(());
-        }
-        state.paused.insert(self.link, cx.waker().clone());
-        Poll::Pending
-    }
-
-    fn deliver(&mut self, datagrams: &mut Vec<Vec<u8>>) {
-        let inbox = &self.shared.inbox;
-        let link = self.link;
-        let events = datagrams
-            .drain(..)
-            .map(|bytes| Event::Datagram { link, bytes });
-        inbox.push(&mut inbox.lock(), events);
-    }
-}
-
 impl Shared {
     async fn accept(self: Arc<Self>, listener: TcpListener) {
         loop {
@@ -935,26 +648,6 @@ impl Shared {
             Err(error) => Err(CloseReason::Transport(error.to_string())),
         }
     }
-}
-
-/// Links that have opened and closed again, and said nothing in between: the app need not bother with them.
-fn fleeting(events: &[Event]) -> HashSet<LinkId> {
-    let mut silent = HashSet::new();
-    let mut fleeting = HashSet::new();
-    for event in events {
-        match event {
-            Event::Opened { link, .. } => {
-                silent.insert(*link);
-            }
-            // Most frames open no link, and then this costs nothing for each datagram.
-            Event::Datagram { link, .. } if !silent.is_empty() => {
-                silent.remove(link);
-            }
-            Event::Datagram { .. } => {}
-            Event::Closed { link, .. } => fleeting.extend(silent.take(link)),
-        }
-    }
-    fleeting
 }
 
 /// Whether only the connection failed that was to be accepted.
