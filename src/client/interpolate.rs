@@ -141,6 +141,16 @@ fn advance(
 }
 
 impl<C: Clone + Send + Sync + 'static> Buffer<C> {
+    /// The value of a tick, as it is known at `now`.
+    fn at(&self, tick: Tick, now: &Playback) -> Option<C> {
+        let then = Playback {
+            tick,
+            fraction: 0.0,
+            ..*now
+        };
+        self.0.sample(&then).blend(|before, _, _| before.clone())
+    }
+
     /// Whether the newest value is what is shown, and stays.
     fn is_settled(&self, at: &Playback, sample: &Sample<C>) -> bool {
         let has_passed = |(tick, _): (Tick, &C)| !tick.is_newer_than(at.tick);
@@ -197,14 +207,7 @@ fn interpolate_hermite<C: Component<Mutability = Mutable> + Blend, V: Component 
         let sample = buffer.0.sample(&at).snap_if(|a, b| rule.is_teleport(a, b));
         let is_settled = buffer.is_settled(&at, &sample);
         let velocity_at = |tick: Tick| match velocities {
-            Some(buffer) => {
-                let at = Playback {
-                    tick,
-                    fraction: 0.0,
-                    ..at
-                };
-                buffer.0.sample(&at).blend(|before, _, _| before.clone())
-            }
+            Some(buffer) => buffer.at(tick, &at),
             None => velocity.cloned(),
         };
         let drawn = match &sample {

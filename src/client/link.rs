@@ -257,23 +257,35 @@ fn receive_datagrams(
     }
     datagrams.clear();
     deliver_receipts(world, &receipts);
-    let mut stats = world.resource_mut::<ClientStats>();
-    stats.count_transport(transport.stats());
-    stats.rtt = peer.acks.rtt().unwrap_or_default();
-    stats.jitter = peer.acks.jitter().unwrap_or_default();
-    stats.loss = peer.acks.loss_ratio();
-    if snapshots.len() > MAX_WAITING_SNAPSHOTS {
-        return Err(DisconnectReason::ProtocolViolation(
-            "too many snapshots before the welcome".into(),
-        ));
+    link.measure(&mut world.resource_mut::<ClientStats>());
+    match farewell {
+        Some(reason) => Err(reason),
+        None => link.check(),
     }
-    match (farewell, transport.state()) {
-        (Some(reason), _) => Err(reason),
-        (None, ClientLinkState::Closed(reason)) => Err(match reason.clone() {
-            CloseReason::ByPeer => DisconnectReason::Link("the server closed it".into()),
-            reason => reason.into(),
-        }),
-        _ => Ok(()),
+}
+
+impl Link {
+    fn measure(&self, stats: &mut ClientStats) {
+        stats.count_transport(self.transport.stats());
+        stats.rtt = self.peer.acks.rtt().unwrap_or_default();
+        stats.jitter = self.peer.acks.jitter().unwrap_or_default();
+        stats.loss = self.peer.acks.loss_ratio();
+    }
+
+    /// Whether it is still good for anything.
+    fn check(&self) -> Result<(), DisconnectReason> {
+        if self.snapshots.len() > MAX_WAITING_SNAPSHOTS {
+            return Err(DisconnectReason::ProtocolViolation(
+                "too many snapshots before the welcome".into(),
+            ));
+        }
+        match self.transport.state() {
+            ClientLinkState::Closed(CloseReason::ByPeer) => {
+                Err(DisconnectReason::Link("the server closed it".into()))
+            }
+            ClientLinkState::Closed(reason) => Err(reason.clone().into()),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -322,14 +334,7 @@ fn receive_control(
                 if world.resource::<Connection>().state() == ConnectionState::Connected {
                     continue;
                 }
-                let receipt = token.receipt();
-                send_request(
-                    &mut link.peer,
-                    &Request::ConfirmToken {
-                        receipt: receipt.to_le_bytes(),
-                    },
-                );
-                world.resource_mut::<Keepsakes>().token = Some(token);
+                keep_token(world, link, token);
                 set_tick_rate(world, link, tick_rate_hz);
                 news.push(match resumption {
                     None => welcome(world, session, tick),
@@ -350,20 +355,15 @@ fn receive_control(
                 version,
                 bytes,
             }) => {
+                let (net, component) = (NetId::new(net, generation), ComponentId(component));
                 link.values.push(ApartValue {
-                    net: NetId::new(net, generation),
-                    component: ComponentId(component),
+                    net,
+                    component,
                     version,
                     bytes,
                 });
             }
-            Ok(Control::ConnectToken(token)) => {
-                let tokens = &mut world.resource_mut::<Keepsakes>().connect_tokens;
-                if tokens.len() >= MAX_CONNECT_TOKENS {
-                    tokens.pop_front();
-                }
-                tokens.push_back(token);
-            }
+            Ok(Control::ConnectToken(token)) => keep_connect_token(world, token),
             Ok(Control::Closing { in_ms }) => {
                 news.push(News::Closing(Duration::from_millis(in_ms.into())));
             }
@@ -372,6 +372,21 @@ fn receive_control(
         }
     }
     Ok(())
+}
+
+fn keep_connect_token(world: &mut World, token: Vec<u8>) {
+    let tokens = &mut world.resource_mut::<Keepsakes>().connect_tokens;
+    tokens.push_back(token);
+    if tokens.len() > MAX_CONNECT_TOKENS {
+        tokens.pop_front();
+    }
+}
+
+/// Keeps the token for a resume, and says so: until then the server takes the one before, too.
+fn keep_token(world: &mut World, link: &mut Link, token: ResumeToken) {
+    let receipt = token.receipt().to_le_bytes();
+    send_request(&mut link.peer, &Request::ConfirmToken { receipt });
+    world.resource_mut::<Keepsakes>().token = Some(token);
 }
 
 pub(super) fn send_request(peer: &mut Peer, request: &Request) {

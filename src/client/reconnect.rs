@@ -113,28 +113,8 @@ pub(super) fn set_connector(world: &mut World, connector: Option<Box<dyn Connect
 /// The link is dead, or an attempt to make another: try again, or give up.
 pub(super) fn lose(world: &mut World, reason: DisconnectReason) {
     let state = world.resource::<Connection>().state();
-    // The server was there: it may be gone for a moment while it restarts.
-    let was_put_off = world.resource::<Reconnect>().backoff.is_some();
-    let can_try_again = match state {
-        ConnectionState::Connecting if !was_put_off => {
-            matches!(reason, DisconnectReason::NotReady(_))
-        }
-        ConnectionState::Connected => {
-            reason.is_loss() && world.resource::<Keepsakes>().token.is_some()
-        }
-        // An attempt that the network has undone is worth another, and so is one for which a server is too full that may
-        // not have noticed yet that the link before it is dead. What else the server said is final.
-        ConnectionState::Connecting | ConnectionState::Reconnecting => {
-            reason.is_loss()
-                || matches!(
-                    reason,
-                    DisconnectReason::ConnectTimedOut | DisconnectReason::ServerFull
-                )
-        }
-        _ => false,
-    };
     let settings = world.resource::<Settings>().0.reconnect;
-    if !can_try_again || !settings.enabled {
+    if !is_worth_another_attempt(world, state, &reason) || !settings.enabled {
         give_up(world, reason);
         return;
     }
@@ -175,6 +155,33 @@ pub(super) fn lose(world: &mut World, reason: DisconnectReason) {
         delay: next.delay,
         reason,
     });
+}
+
+fn is_worth_another_attempt(
+    world: &World,
+    state: ConnectionState,
+    reason: &DisconnectReason,
+) -> bool {
+    // The server was there: it may be gone for a moment while it restarts.
+    let was_put_off = world.resource::<Reconnect>().backoff.is_some();
+    match state {
+        ConnectionState::Connecting if !was_put_off => {
+            matches!(reason, DisconnectReason::NotReady(_))
+        }
+        ConnectionState::Connected => {
+            reason.is_loss() && world.resource::<Keepsakes>().token.is_some()
+        }
+        // An attempt that the network has undone is worth another, and so is one for which a server is too full that may
+        // not have noticed yet that the link before it is dead. What else the server said is final.
+        ConnectionState::Connecting | ConnectionState::Reconnecting => {
+            reason.is_loss()
+                || matches!(
+                    reason,
+                    DisconnectReason::ConnectTimedOut | DisconnectReason::ServerFull
+                )
+        }
+        _ => false,
+    }
 }
 
 fn drop_link(world: &mut World) {

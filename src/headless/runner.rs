@@ -1,5 +1,6 @@
 //! Runs an app without a window, one tick per update, on time.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
@@ -7,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use bevy::app::{App, AppExit, Plugin, PluginsState};
 use bevy::ecs::resource::Resource;
+use bevy::ecs::world::World;
 use bevy::time::{Fixed, Time, TimeUpdateStrategy};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
@@ -74,6 +76,13 @@ pub struct TickTimings {
     pub overruns: u64,
 }
 
+impl TickTimings {
+    fn note(&mut self, took: Duration, is_overrun: bool) {
+        self.tick_ms.record(took.as_secs_f64() * 1e3);
+        self.overruns += u64::from(is_overrun);
+    }
+}
+
 /// Absolute deadlines at a steady rate.
 #[derive(Clone, Copy, Debug)]
 pub struct Pace {
@@ -131,9 +140,7 @@ fn run(mut app: App, settings: &HeadlessPlugin) -> AppExit {
         let sleep = pace.close_tick(now);
 
         let mut timings = app.world_mut().resource_mut::<TickTimings>();
-        let tick_ms = (now - tick_started).as_secs_f64() * 1e3;
-        timings.tick_ms.record(tick_ms);
-        timings.overruns += u64::from(sleep.is_none());
+        timings.note(now - tick_started, sleep.is_none());
 
         if let Some(exit) = app.should_exit() {
             break exit;
@@ -158,14 +165,18 @@ fn run(mut app: App, settings: &HeadlessPlugin) -> AppExit {
             thread::sleep(sleep);
         }
     };
-    if let Some(path) = &settings.report {
-        let report = ServerReport::of(app.world(), started.elapsed());
-        if let Err(error) = report::write(path, &report) {
-            tracing::error!("cannot write the report to {}: {error}", path.display());
-            return AppExit::error();
-        }
+    match &settings.report {
+        Some(path) if !write_report(path, app.world(), started.elapsed()) => AppExit::error(),
+        _ => exit,
     }
-    exit
+}
+
+fn write_report(path: &Path, world: &World, ran_for: Duration) -> bool {
+    let written = report::write(path, &ServerReport::of(world, ran_for));
+    if let Err(error) = &written {
+        tracing::error!("cannot write the report to {}: {error}", path.display());
+    }
+    written.is_ok()
 }
 
 /// SIGINT and SIGTERM, noted until somebody asks. A second one ends the process at once.

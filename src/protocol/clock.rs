@@ -327,17 +327,7 @@ impl ClockSync {
         let server = f64::from(server_tick.distance_from(self.zero));
         let mut guess = self.present(now) - server - self.in_ticks(rtt) - 1.0;
         if let Standstill::Yes { guess: before } = self.standstill {
-            if before.is_none() {
-                // Nobody knows how long it stood still, so phases from before say nothing about now.
-                self.phases.fill(None);
-            }
-            let stood = before.map_or(0.0, |before| {
-                (guess - before - SPARE_AFTER_STANDSTILL).max(0.0)
-            });
-            self.stood += stood;
-            guess -= stood;
-            self.skip(self.settings.tick.mul_f64(stood));
-            self.standstill = Standstill::Over;
+            guess -= self.end_standstill(before, guess);
         }
         self.guesses.push_back(guess);
 
@@ -372,6 +362,21 @@ impl ClockSync {
         let middle = input_ack - Ticks(METER_WINDOW as u32 / 2);
         let phase = self.phase_of(middle).unwrap_or(phase);
         self.note_base(now, f64::from(margin) - phase);
+    }
+
+    /// The server's game goes on; returns how many ticks it stood still, by the guesses before and now.
+    fn end_standstill(&mut self, before: Option<f64>, guess: f64) -> f64 {
+        if before.is_none() {
+            // Nobody knows how long it stood still, so phases from before say nothing about now.
+            self.phases.fill(None);
+        }
+        let stood = before.map_or(0.0, |before| {
+            (guess - before - SPARE_AFTER_STANDSTILL).max(0.0)
+        });
+        self.stood += stood;
+        self.skip(self.settings.tick.mul_f64(stood));
+        self.standstill = Standstill::Over;
+        stood
     }
 
     /// The server's game stands still: so does the client's, until the next snapshot is

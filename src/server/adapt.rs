@@ -44,6 +44,14 @@ pub struct Pacing {
     pub budget: f32,
 }
 
+impl Pacing {
+    const FULL: Self = Self {
+        grade: 0,
+        rate: 1.0,
+        budget: 1.0,
+    };
+}
+
 /// A session is sent more or less than before.
 #[derive(EntityEvent, Clone, Copy, Debug)]
 pub struct PacingChanged {
@@ -73,6 +81,35 @@ pub(super) struct Observed {
     bytes_out: u64,
 }
 
+impl Observed {
+    fn new(link: &Link, now: Duration, settings: &PacingSettings) -> Self {
+        Self {
+            link: link.id,
+            pacer: Pacer::new(now, settings),
+            seen_at: now,
+            bytes_out: link.bytes_out,
+        }
+    }
+
+    /// What has been measured since the last time, if that is long enough ago.
+    fn read(&mut self, link: &Link, measured: &LinkStats, now: Duration) -> Option<Reading> {
+        let elapsed = now.saturating_sub(self.seen_at);
+        if elapsed < INTERVAL {
+            return None;
+        }
+        let sent = link.bytes_out - self.bytes_out;
+        self.seen_at = now;
+        self.bytes_out = link.bytes_out;
+        Some(Reading {
+            rtt: measured.rtt,
+            jitter: measured.jitter,
+            loss: measured.loss,
+            is_congested: measured.is_congested,
+            bytes_per_s: sent as f32 / elapsed.as_secs_f32(),
+        })
+    }
+}
+
 /// How often a link is looked at.
 const INTERVAL: Duration = Duration::from_millis(250);
 
@@ -87,39 +124,16 @@ fn adapt(
     let now = time.elapsed();
     let AdaptPlugin { settings, pace } = &adaptation.0;
     for (session, link, measured, observed) in &mut sessions {
-        let mut observed = match observed {
-            Some(observed) if observed.link == link.id => observed,
-            _ => {
-                // A new link is another story.
-                commands.entity(session).try_insert((
-                    Observed {
-                        link: link.id,
-                        pacer: Pacer::new(now, settings),
-                        seen_at: now,
-                        bytes_out: link.bytes_out,
-                    },
-                    Pacing {
-                        grade: 0,
-                        rate: 1.0,
-                        budget: 1.0,
-                    },
-                ));
-                continue;
-            }
-        };
-        let elapsed = now.saturating_sub(observed.seen_at);
-        if elapsed < INTERVAL {
+        let Some(mut observed) = observed.filter(|observed| observed.link == link.id) else {
+            // A new link is another story.
+            let observed = Observed::new(link, now, settings);
+            commands
+                .entity(session)
+                .try_insert((observed, Pacing::FULL));
             continue;
-        }
-        let sent = link.bytes_out - observed.bytes_out;
-        observed.seen_at = now;
-        observed.bytes_out = link.bytes_out;
-        let reading = Reading {
-            rtt: measured.rtt,
-            jitter: measured.jitter,
-            loss: measured.loss,
-            is_congested: measured.is_congested,
-            bytes_per_s: sent as f32 / elapsed.as_secs_f32(),
+        };
+        let Some(reading) = observed.read(link, measured, now) else {
+            continue;
         };
         let Some(decision) = observed.pacer.observe(now, &reading, settings) else {
             continue;

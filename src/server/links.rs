@@ -21,12 +21,14 @@ use crate::link::peer::{CONTROL_CHANNEL, Carrier, ChunkKind, Peer};
 use crate::message::Letter;
 use crate::message::{self, Channel, Fate, MessageEntry};
 use crate::protocol::handshake::{DisconnectReason, Request};
-use crate::protocol::limits::{Answer, Traffic};
+use crate::protocol::input::InputBuffer;
+use crate::protocol::limits::{Answer, Exceeded, Traffic};
 use crate::protocol::reliable::{Stream, Taken};
 use crate::registry::Registry;
 use crate::schedule::CurrentTick;
 use crate::server::collect::Replication;
 use crate::session::Away;
+use crate::tick::Tick;
 use crate::transport::{
     CloseReason, LinkEvent, LinkId, PeerInfo, ServerTransport, SharedBytes, TransportKind,
     TransportStats,
@@ -230,37 +232,11 @@ pub(super) fn receive(
                     sessions::open(world, links, now, link, info);
                 }
                 LinkEvent::Datagram { link, at, bytes } => {
-                    if let Some(&session) = links.sessions.get(&link) {
-                        let received = receive_from_session(world, ends, now, session, at, &bytes);
-                        if let Err(reason) = received {
-                            let reason = limits::judge(world, session, reason);
-                            ended.push((session, link, reason));
-                            // What else has come over it is nobody's any more.
-                            links.sessions.remove(&link);
-                        }
-                    } else if let Some(greeting) = links.greeting.get_mut(&link)
-                        && let Err(violation) = greeting.peer.receive(at, &bytes, |_| {}, |_, _| {})
-                    {
-                        debug!("{link} is closed before it said hello: {violation}");
-                        let reason = DisconnectReason::ProtocolViolation(violation.to_string());
-                        sessions::refuse(world, links, now, link, &reason);
-                    } else if let Some(leaving) = links.leaving.get_mut(&link) {
-                        leaving.receive(now, at, &bytes);
-                    }
+                    let end = receive_datagram(world, ends, links, now, link, at, &bytes);
+                    ended.extend(end);
                 }
                 LinkEvent::Closed { link, reason } => {
-                    sessions::forget_greeting(world, links, link);
-                    if let Some(leaving) = links.leaving.get_mut(&link) {
-                        leaving.is_gone();
-                    }
-                    let reason = match reason {
-                        // Who closes a link does not lose it. A browser's tab that is closed can say no more than this.
-                        CloseReason::ByPeer => DisconnectReason::ClientLeft,
-                        reason => reason.into(),
-                    };
-                    if let Some(session) = links.sessions.remove(&link) {
-                        ended.push((session, link, reason));
-                    }
+                    ended.extend(note_closed(world, links, link, reason));
                 }
             }
         }
@@ -275,16 +251,71 @@ pub(super) fn receive(
             }
         }
         sessions::expire(world, away, links, now);
-        let refused_links = world.resource::<Doors>().refused();
-        let mut stats = world.resource_mut::<ServerStats>();
-        stats.limits.refused_links = refused_links;
-        stats.transports = links.counts();
-        let counts = stats.transports.iter().map(|count| count.stats);
-        stats.transport = counts.sum();
-        stats.sessions = links.sessions.len();
-        stats.leaving = links.leaving.len();
-        stats.sessions_peak = stats.sessions_peak.max(stats.sessions);
+        count(world, links);
     });
+}
+
+/// A session whose link has ended, and why.
+type End = (Entity, LinkId, DisconnectReason);
+
+/// Hands a datagram to whoever its link is.
+fn receive_datagram(
+    world: &mut World,
+    ends: &mut QueryState<SessionEnd>,
+    links: &mut Links,
+    now: Duration,
+    link: LinkId,
+    at: Duration,
+    bytes: &[u8],
+) -> Option<End> {
+    if let Some(&session) = links.sessions.get(&link) {
+        let received = receive_from_session(world, ends, now, session, at, bytes);
+        let reason = limits::judge(world, session, received.err()?);
+        // What else has come over it is nobody's any more.
+        links.sessions.remove(&link);
+        return Some((session, link, reason));
+    }
+    if let Some(greeting) = links.greeting.get_mut(&link)
+        && let Err(violation) = greeting.peer.receive(at, bytes, |_| {}, |_, _| {})
+    {
+        debug!("{link} is closed before it said hello: {violation}");
+        let reason = DisconnectReason::ProtocolViolation(violation.to_string());
+        sessions::refuse(world, links, now, link, &reason);
+    } else if let Some(leaving) = links.leaving.get_mut(&link) {
+        leaving.receive(now, at, bytes);
+    }
+    None
+}
+
+fn note_closed(
+    world: &mut World,
+    links: &mut Links,
+    link: LinkId,
+    reason: CloseReason,
+) -> Option<End> {
+    sessions::forget_greeting(world, links, link);
+    if let Some(leaving) = links.leaving.get_mut(&link) {
+        leaving.is_gone();
+    }
+    let reason = match reason {
+        // Who closes a link does not lose it. A browser's tab that is closed can say no more than this.
+        CloseReason::ByPeer => DisconnectReason::ClientLeft,
+        reason => reason.into(),
+    };
+    let session = links.sessions.remove(&link)?;
+    Some((session, link, reason))
+}
+
+fn count(world: &mut World, links: &Links) {
+    let refused_links = world.resource::<Doors>().refused();
+    let mut stats = world.resource_mut::<ServerStats>();
+    stats.limits.refused_links = refused_links;
+    stats.transports = links.counts();
+    let counts = stats.transports.iter().map(|count| count.stats);
+    stats.transport = counts.sum();
+    stats.sessions = links.sessions.len();
+    stats.leaving = links.leaving.len();
+    stats.sessions_peak = stats.sessions_peak.max(stats.sessions);
 }
 
 /// What a datagram from a client reaches.
@@ -319,10 +350,8 @@ fn receive_from_session(
     link.last_heard = now;
     let mail = &mut mail.0;
     let repeats_before = link.peer.repeats();
-    let (mut goodbye, mut broken) = (None, None);
     let mut receipts: Vec<Letter> = Vec::new();
-    let mut breach = None;
-    let mut taken_now = None;
+    let mut said = Said::default();
     link.peer
         .receive(
             at,
@@ -331,45 +360,71 @@ fn receive_from_session(
                 outgoing.view.handle_ack(seq);
                 mail.handle_ack(seq);
             },
-            |kind, body| match kind {
-                // One end is enough.
-                _ if breach.is_some_and(|(answer, _): (Answer, _)| answer.is_end()) => {}
-                ChunkKind::Inputs => match limits.take(now, Traffic::Inputs, body.len()) {
-                    Ok(()) if inputs.buffer.receive(tick, body).is_err() => {
-                        broken = Some("malformed inputs");
-                    }
-                    Ok(()) => {}
-                    Err(excess) => breach = Some(excess),
-                },
-                ChunkKind::Goodbye => goodbye = Some(DisconnectReason::ClientLeft),
-                ChunkKind::Snapshot | ChunkKind::Standstill => {
-                    broken = Some("only a server sends snapshots");
-                }
-                ChunkKind::Taken => match Taken::decode(body) {
-                    Ok((taken, _)) => taken_now = Some(taken),
-                    Err(_) => broken = Some("malformed acknowledgements"),
-                },
-                ChunkKind::Renet | ChunkKind::Message | ChunkKind::Part => {}
-            },
+            |kind, body| said.hear(now, tick, kind, body, &mut inputs.buffer, &mut limits),
         )
         .map_err(|violation| DisconnectReason::ProtocolViolation(violation.to_string()))?;
-    if let Some(violation) = broken {
+    if let Some(violation) = said.broken {
         return Err(DisconnectReason::ProtocolViolation(violation.into()));
     }
-    if let Some(taken) = taken_now {
+    if let Some(taken) = said.taken {
         mail.outbox
             .handle_taken(taken, |letter| receipts.push(letter));
     }
     let repeats = link.peer.repeats() - repeats_before;
-    breach = limits.repeat(now, repeats).err().or(breach);
+    let breach = limits.repeat(now, repeats).err().or(said.breach);
     deliver_receipts(world, session, &receipts);
     if let Some(excess) = breach {
         limits::answer(world, session, excess)?;
     }
-    if let Some(reason) = goodbye {
-        return Err(reason);
+    if said.goodbye {
+        return Err(DisconnectReason::ClientLeft);
     }
     receive_messages(world, now, session)
+}
+
+/// What the chunks of a datagram have said.
+#[derive(Default)]
+struct Said {
+    goodbye: bool,
+    taken: Option<Taken>,
+    breach: Option<(Answer, Exceeded)>,
+    /// What no client of ours says.
+    broken: Option<&'static str>,
+}
+
+impl Said {
+    fn hear(
+        &mut self,
+        now: Duration,
+        tick: Tick,
+        kind: ChunkKind,
+        body: &[u8],
+        inputs: &mut InputBuffer,
+        limits: &mut Limits,
+    ) {
+        // One end is enough.
+        if self.breach.is_some_and(|(answer, _)| answer.is_end()) {
+            return;
+        }
+        match kind {
+            ChunkKind::Inputs => match limits.take(now, Traffic::Inputs, body.len()) {
+                Ok(()) if inputs.receive(tick, body).is_err() => {
+                    self.broken = Some("malformed inputs");
+                }
+                Ok(()) => {}
+                Err(excess) => self.breach = Some(excess),
+            },
+            ChunkKind::Goodbye => self.goodbye = true,
+            ChunkKind::Snapshot | ChunkKind::Standstill => {
+                self.broken = Some("only a server sends snapshots");
+            }
+            ChunkKind::Taken => match Taken::decode(body) {
+                Ok((taken, _)) => self.taken = Some(taken),
+                Err(_) => self.broken = Some("malformed acknowledgements"),
+            },
+            ChunkKind::Renet | ChunkKind::Message | ChunkKind::Part => {}
+        }
+    }
 }
 
 /// Tells the game which of its messages were taken, for those types that ask for it.

@@ -283,6 +283,25 @@ impl Outgoing {
         self.told_at = now;
     }
 
+    /// Whether a snapshot goes out in this round.
+    fn gets_snapshot(
+        &mut self,
+        schedule: &SendSchedule,
+        archive: &Archive,
+        stats: &LinkStats,
+        pacing: Option<&Pacing>,
+        now: Duration,
+    ) -> bool {
+        match schedule.round {
+            Round::Snapshots => self.is_due(pacing),
+            Round::Standstill => {
+                schedule.owes_snapshot()
+                    || self.is_due_in_standstill(archive, stats, now, schedule.period)
+            }
+            Round::Beat | Round::None => false,
+        }
+    }
+
     /// With a slower pace than others: whether this snapshot is one that it gets.
     fn is_due(&mut self, pacing: Option<&Pacing>) -> bool {
         let Some(pacing) = pacing else { return true };
@@ -338,21 +357,16 @@ fn send_datagrams(
     let now = time.elapsed();
     scratch.cache.clear();
     scratch.large.0.clear();
-    let owes_snapshot = schedule.owes_snapshot();
     for (mut link, mut outgoing, mut mail, inputs, stats, pacing) in &mut sessions {
         // What waits at a congested link would be outdated when it is read: the next snapshot will be newer.
         if stats.is_congested || !link.is_listening(now) {
             continue;
         }
         let archive = &replication.archive;
-        let gets_snapshot = match schedule.round {
-            Round::Snapshots if outgoing.is_due(pacing) => true,
-            Round::Snapshots => continue,
-            Round::Standstill => {
-                owes_snapshot || outgoing.is_due_in_standstill(archive, stats, now, schedule.period)
-            }
-            Round::Beat | Round::None => false,
-        };
+        let gets_snapshot = outgoing.gets_snapshot(&schedule, archive, stats, pacing, now);
+        if schedule.round == Round::Snapshots && !gets_snapshot {
+            continue;
+        }
         let Link {
             id,
             peer,

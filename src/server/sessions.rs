@@ -20,6 +20,7 @@ use super::{ListenAddresses, ServerConfig, ServerStats};
 use crate::identity::{Identity, IdentityError};
 use crate::link::mailbox::Mailbox;
 use crate::link::peer::{CONTROL_CHANNEL, Peer, Side};
+use crate::message::Letter;
 use crate::protocol::handshake::{
     Control, DisconnectReason, Hello, Intent, ResumeRejection, Resumption, WIRE_VERSION,
     fingerprint,
@@ -216,27 +217,8 @@ pub(super) fn greet(world: &mut World, links: &mut Links, now: Duration, delta: 
         if let Some(bytes) = message {
             match answer(world, links, now, link, &bytes) {
                 Ok(()) => continue,
-                Err(Refusal::Other(reason @ DisconnectReason::Banned { .. })) => {
-                    if let Some(greeting) = links.greeting.get_mut(&link) {
-                        greeting.refusal = Some(reason);
-                    }
-                    continue;
-                }
-                Err(Refusal::Other(reason)) => {
-                    refuse(world, links, now, link, &reason);
-                    continue;
-                }
-                Err(Refusal::Mismatch) => {
-                    let control = Control::Mismatch {
-                        wire_version: WIRE_VERSION,
-                        registrations: links.registrations.clone(),
-                    };
-                    if let Some(greeting) = links.greeting.get_mut(&link) {
-                        send_control(&mut greeting.peer, &control);
-                        // The client leaves when it has read this; if not, the timeout comes.
-                        greeting.is_refused = true;
-                    }
-                }
+                Err(refusal) if turn_away(world, links, now, link, &refusal) => continue,
+                Err(_) => {}
             }
         }
         let Some(mut greeting) = links.greeting.remove(&link) else {
@@ -246,6 +228,40 @@ pub(super) fn greet(world: &mut World, links: &mut Links, now: Duration, delta: 
         peer.begin(now, 0, &mut links.over(now, link));
         peer.finish(&mut links.over(now, link));
         links.greeting.insert(link, greeting);
+    }
+}
+
+/// Answers who may not come in; says whether there is nothing more to send.
+fn turn_away(
+    world: &mut World,
+    links: &mut Links,
+    now: Duration,
+    link: LinkId,
+    refusal: &Refusal,
+) -> bool {
+    match refusal {
+        Refusal::Other(reason @ DisconnectReason::Banned { .. }) => {
+            if let Some(greeting) = links.greeting.get_mut(&link) {
+                greeting.refusal = Some(reason.clone());
+            }
+            true
+        }
+        Refusal::Other(reason) => {
+            refuse(world, links, now, link, reason);
+            true
+        }
+        Refusal::Mismatch => {
+            let control = Control::Mismatch {
+                wire_version: WIRE_VERSION,
+                registrations: links.registrations.clone(),
+            };
+            if let Some(greeting) = links.greeting.get_mut(&link) {
+                send_control(&mut greeting.peer, &control);
+                // The client leaves when it has read this; if not, the timeout comes.
+                greeting.is_refused = true;
+            }
+            false
+        }
     }
 }
 
@@ -436,40 +452,15 @@ fn resume(
     taken: Taken,
     identity: &Identity,
 ) -> Result<(), Refusal> {
-    let rejected = |why| Refusal::Other(DisconnectReason::ResumeRejected(why));
-    let session = world
-        .resource::<Sessions>()
-        .by_id
-        .get(&token.session)
-        .copied()
-        .ok_or(rejected(ResumeRejection::Expired))?;
-    let known = world.get::<Identity>(session);
-    if known.is_some_and(|known| known.verified && !known.is_same_player(identity)) {
-        return Err(rejected(ResumeRejection::OtherIdentity));
-    }
-    let Some(mut keys) = world.get_mut::<Keys>(session) else {
-        return Err(rejected(ResumeRejection::Expired));
-    };
-    if let Err(error) = keys.0.redeem(token) {
-        debug!("somebody asks for session {session}: {error}");
-        return Err(rejected(ResumeRejection::InvalidToken));
-    }
-    let next = keys.0.issue(random());
-    let mut receipts = Vec::new();
+    let (session, next) = redeem(world, token, identity).map_err(rejected)?;
     let Some(mut mail) = world.get_mut::<SessionMail>(session) else {
         return Ok(());
     };
-    let resumed = mail.0.outbox.resume(taken, |letter| receipts.push(letter));
-    let lost = match resumed {
-        Ok(reliable::Resumption::Complete) => 0,
-        Ok(reliable::Resumption::Lost(lost)) => lost,
+    let (lost, receipts) = resume_mail(&mut mail.0, taken).map_err(|gap| {
         // Who has the token but not the messages is not who they were.
-        Err(gap) => {
-            debug!("session {session} cannot be resumed: {gap}");
-            return Err(rejected(ResumeRejection::InvalidToken));
-        }
-    };
-    mail.0.start_link();
+        debug!("session {session} cannot be resumed: {gap}");
+        rejected(ResumeRejection::InvalidToken)
+    })?;
     let Some(Greeting { mut peer, info, .. }) = forget_greeting(world, links, link) else {
         return Ok(());
     };
@@ -491,12 +482,7 @@ fn resume(
         next,
         Some(resumption),
     );
-    if let Ok(mut entity) = world.get_entity_mut(session) {
-        entity.insert(SessionInputs::default()).remove::<Away>();
-    }
-    if let Some(mut limits) = world.get_mut::<Limits>(session) {
-        limits.start_link();
-    }
+    begin_anew(world, session);
     move_address(world, now, session, &info);
     if !attach(world, links, now, session, link, peer, &info) {
         return Ok(());
@@ -511,6 +497,56 @@ fn resume(
     };
     tell(world, returned);
     Ok(())
+}
+
+fn rejected(why: ResumeRejection) -> Refusal {
+    Refusal::Other(DisconnectReason::ResumeRejected(why))
+}
+
+/// The session that a token is for, and the token for the next time.
+fn redeem(
+    world: &mut World,
+    token: &ResumeToken,
+    identity: &Identity,
+) -> Result<(Entity, ResumeToken), ResumeRejection> {
+    let sessions = &world.resource::<Sessions>().by_id;
+    let session = *sessions
+        .get(&token.session)
+        .ok_or(ResumeRejection::Expired)?;
+    let known = world.get::<Identity>(session);
+    if known.is_some_and(|known| known.verified && !known.is_same_player(identity)) {
+        return Err(ResumeRejection::OtherIdentity);
+    }
+    let mut keys = world
+        .get_mut::<Keys>(session)
+        .ok_or(ResumeRejection::Expired)?;
+    if let Err(error) = keys.0.redeem(token) {
+        debug!("somebody asks for session {session}: {error}");
+        return Err(ResumeRejection::InvalidToken);
+    }
+    Ok((session, keys.0.issue(random())))
+}
+
+/// Goes on with a session's messages: says how many are lost, and which were taken.
+fn resume_mail(mail: &mut Mailbox, taken: Taken) -> Result<(u64, Vec<Letter>), reliable::Gap> {
+    let mut receipts = Vec::new();
+    let resumed = mail.outbox.resume(taken, |letter| receipts.push(letter))?;
+    mail.start_link();
+    let lost = match resumed {
+        reliable::Resumption::Complete => 0,
+        reliable::Resumption::Lost(lost) => lost,
+    };
+    Ok((lost, receipts))
+}
+
+/// What belonged to the link before is over.
+fn begin_anew(world: &mut World, session: Entity) {
+    if let Ok(mut entity) = world.get_entity_mut(session) {
+        entity.insert(SessionInputs::default()).remove::<Away>();
+    }
+    if let Some(mut limits) = world.get_mut::<Limits>(session) {
+        limits.start_link();
+    }
 }
 
 fn welcome(

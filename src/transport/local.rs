@@ -258,62 +258,24 @@ impl ServerTransport for LocalServer {
 
         for (&link, wire) in &mut hub.links {
             while let Some(message) = wire.to_server.pop_due(now) {
-                match (message, &mut wire.server) {
-                    (
-                        Message::Hello {
-                            client_id,
-                            user_data,
-                        },
-                        ServerEnd::Unheard,
-                    ) => {
-                        if !accepting || open_ids.contains(&client_id) {
-                            self.stats.rejected.handshake += 1;
-                            wire.tell_client(now, Message::Denied);
-                            continue;
-                        }
-                        open_ids.push(client_id);
-                        wire.server = ServerEnd::Open {
-                            client_id,
-                            heard_at: now,
-                            spoke_at: now,
-                        };
-                        wire.tell_client(now, Message::Welcome);
-                        let peer = PeerInfo {
-                            addr: None,
-                            client_id,
-                            user_data,
-                            secure: false,
-                            token: None,
-                            kind: TransportKind::Local,
-                            delivery: Delivery::Datagrams,
-                        };
-                        events.push(LinkEvent::Opened { link, peer });
+                let client_id = match (&message, &wire.server) {
+                    (Message::Hello { client_id, .. }, ServerEnd::Unheard) => Some(*client_id),
+                    _ => None,
+                };
+                if let Some(client_id) = client_id {
+                    if !accepting || open_ids.contains(&client_id) {
+                        self.stats.rejected.handshake += 1;
+                        wire.tell_client(now, Message::Denied);
+                        continue;
                     }
-                    // The welcome was lost, or is still on its way.
-                    (Message::Hello { .. }, ServerEnd::Open { heard_at, .. }) => {
-                        *heard_at = now;
-                        wire.tell_client(now, Message::Welcome);
-                    }
-                    (Message::Datagram(bytes), ServerEnd::Open { heard_at, .. }) => {
-                        *heard_at = now;
-                        self.stats.datagrams_in += 1;
-                        self.stats.bytes_in += bytes.len() as u64;
-                        events.push(LinkEvent::Datagram {
-                            link,
-                            at: now,
-                            bytes,
-                        });
-                    }
-                    (Message::Farewell(parting), ServerEnd::Open { .. }) => {
-                        wire.server = ServerEnd::Closed;
-                        events.push(LinkEvent::Closed {
-                            link,
-                            reason: parting.as_heard(),
-                        });
-                    }
-                    (_, ServerEnd::Open { heard_at, .. }) => *heard_at = now,
-                    _ => {}
+                    open_ids.push(client_id);
                 }
+                let event = wire.hear(now, link, message);
+                if let Some(LinkEvent::Datagram { bytes, .. }) = &event {
+                    self.stats.datagrams_in += 1;
+                    self.stats.bytes_in += bytes.len() as u64;
+                }
+                events.extend(event);
             }
             if let ServerEnd::Open { heard_at, .. } = wire.server
                 && now - heard_at > timeout
@@ -598,6 +560,54 @@ impl Wire {
         if !self.client_gone {
             self.to_client.push(now, message.wire_bytes(), message);
         }
+    }
+
+    /// The server hears something. One that says hello may come in.
+    fn hear(&mut self, now: Duration, link: LinkId, message: Message) -> Option<LinkEvent> {
+        match (message, &mut self.server) {
+            (
+                Message::Hello {
+                    client_id,
+                    user_data,
+                },
+                ServerEnd::Unheard,
+            ) => {
+                self.server = ServerEnd::Open {
+                    client_id,
+                    heard_at: now,
+                    spoke_at: now,
+                };
+                self.tell_client(now, Message::Welcome);
+                let peer = PeerInfo {
+                    addr: None,
+                    client_id,
+                    user_data,
+                    secure: false,
+                    token: None,
+                    kind: TransportKind::Local,
+                    delivery: Delivery::Datagrams,
+                };
+                return Some(LinkEvent::Opened { link, peer });
+            }
+            // The welcome was lost, or is still on its way.
+            (Message::Hello { .. }, ServerEnd::Open { heard_at, .. }) => {
+                *heard_at = now;
+                self.tell_client(now, Message::Welcome);
+            }
+            (Message::Datagram(bytes), ServerEnd::Open { heard_at, .. }) => {
+                *heard_at = now;
+                let at = now;
+                return Some(LinkEvent::Datagram { link, at, bytes });
+            }
+            (Message::Farewell(parting), ServerEnd::Open { .. }) => {
+                self.server = ServerEnd::Closed;
+                let reason = parting.as_heard();
+                return Some(LinkEvent::Closed { link, reason });
+            }
+            (_, ServerEnd::Open { heard_at, .. }) => *heard_at = now,
+            _ => {}
+        }
+        None
     }
 
     fn set_conditions(&mut self, conditions: &LinkConditions) {

@@ -116,21 +116,7 @@ pub(in crate::client) fn update(world: &mut World, update: &Update, tick: Tick) 
         named.push((id, (fns(id).names)(world, at(id))));
     }
     remove(world, local.entity, &orders.removed);
-    if !orders.inserted.is_empty() {
-        insert(world, local.entity, |world, out| {
-            let mirror = world.resource::<Mirror>();
-            for &id in &orders.inserted {
-                let Some(value) = mirror.replica.entity(net).and_then(|it| it.value(id)) else {
-                    continue;
-                };
-                let finder = Finder::new(mirror);
-                let is_predicted = local.role == Role::Predicted && mirror.kind(id).predicted;
-                let since = is_predicted.then_some(tick);
-                (fns(id).assemble)(world, value, &finder, since, out);
-                named.push((id, finder.take_asked()));
-            }
-        });
-    }
+    named.extend(insert_all(world, net, &local, &orders.inserted, tick));
     let mirror = &mut *world.resource_mut::<Mirror>();
     for (id, names) in named {
         mirror.note_names(net, id, names);
@@ -143,6 +129,35 @@ pub(in crate::client) fn update(world: &mut World, update: &Update, tick: Tick) 
     if let Some(parent) = orders.parent {
         reparent(world, net, parent);
     }
+}
+
+/// Inserts components together; says which entities they name.
+fn insert_all(
+    world: &mut World,
+    net: NetId,
+    local: &Local,
+    components: &[ComponentId],
+    tick: Tick,
+) -> SmallVec<[(ComponentId, SmallVec<[NetId; 2]>); 4]> {
+    let mut named = SmallVec::new();
+    if components.is_empty() {
+        return named;
+    }
+    insert(world, local.entity, |world, out| {
+        let mirror = world.resource::<Mirror>();
+        let types = &world.resource::<ClientTypes>().components;
+        for &id in components {
+            let Some(value) = mirror.replica.entity(net).and_then(|it| it.value(id)) else {
+                continue;
+            };
+            let finder = Finder::new(mirror);
+            let is_predicted = local.role == Role::Predicted && mirror.kind(id).predicted;
+            let since = is_predicted.then_some(tick);
+            (types[usize::from(id.0)].assemble)(world, value, &finder, since, out);
+            named.push((id, finder.take_asked()));
+        }
+    });
+    named
 }
 
 /// Sorts what an update says by how it is done, and schedules what waits for what is drawn.

@@ -5,7 +5,7 @@ use bevy::platform::collections::HashMap;
 use super::Knowledge;
 use super::encode::{Candidate, MAX_INLINE_BYTES, Pass};
 use crate::protocol::archive::{Archive, PartitionId, Record, StoredValue};
-use crate::protocol::layout::{ComponentId, Layout, NetId};
+use crate::protocol::layout::{ComponentId, History, Layout, NetId};
 use crate::protocol::snapshot::{self, Base, BytesValue, IdCoder};
 use crate::tick::Tick;
 use crate::wire::bits::{BitWriter, Bits};
@@ -176,26 +176,36 @@ pub(super) fn write_record(
             snapshot::write_age(is_news.then_some(stored.inserted), tick, out);
         }
         match &stored.value {
-            StoredValue::Words(history) => {
-                let Some(Layout::Words(fields)) = archive.layouts().get(stored.id) else {
-                    unreachable!("words are only stored for components whose layout is words");
-                };
-                let words = history.last().unwrap_or_default();
-                // A component that was removed and added again has no history from before.
-                let base = known.and_then(|known| history.at(known));
-                if known.is_some() {
-                    out.write_bit(base.is_none());
-                }
-                match base {
-                    Some(base) => fields.write_delta(base, words, out),
-                    None => fields.write_full(words, out),
-                }
-            }
+            StoredValue::Words(history) => write_words(archive, stored.id, history, known, out),
             StoredValue::Bytes(bytes) if goes_apart(stored.id, bytes) => {
                 let version = stored.changed.0;
                 BytesValue::Apart { version }.write(out);
             }
             StoredValue::Bytes(bytes) => BytesValue::Inline(&bytes[..]).write(out),
         }
+    }
+}
+
+/// Writes quantised words: what has changed in them since `known`, or all.
+#[inline]
+fn write_words(
+    archive: &Archive,
+    component: ComponentId,
+    history: &History,
+    known: Option<Tick>,
+    out: &mut BitWriter,
+) {
+    let Some(Layout::Words(fields)) = archive.layouts().get(component) else {
+        unreachable!("words are only stored for components whose layout is words");
+    };
+    let words = history.last().unwrap_or_default();
+    // A component that was removed and added again has no history from before.
+    let base = known.and_then(|known| history.at(known));
+    if known.is_some() {
+        out.write_bit(base.is_none());
+    }
+    match base {
+        Some(base) => fields.write_delta(base, words, out),
+        None => fields.write_full(words, out),
     }
 }

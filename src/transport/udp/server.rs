@@ -203,6 +203,16 @@ enum Order {
     },
 }
 
+impl BindError {
+    fn of(addr: SocketAddr, source: io::Error) -> Self {
+        match source.kind() {
+            io::ErrorKind::AddrInUse => Self::InUse(addr),
+            io::ErrorKind::AddrNotAvailable => Self::NoSuchAddress(addr.ip()),
+            _ => Self::Io { addr, source },
+        }
+    }
+}
+
 impl UdpServer {
     /// Starts to listen.
     ///
@@ -215,11 +225,7 @@ impl UdpServer {
         if matches!(config.auth, Auth::Insecure) && !is_loopback && !config.insecure_anywhere {
             return Err(BindError::Insecure(addr));
         }
-        let io_error = |source: io::Error| match source.kind() {
-            io::ErrorKind::AddrInUse => BindError::InUse(addr),
-            io::ErrorKind::AddrNotAvailable => BindError::NoSuchAddress(addr.ip()),
-            _ => BindError::Io { addr, source },
-        };
+        let io_error = |source| BindError::of(addr, source);
         let (socket, buffer_bytes) = socket::bind(addr, config.buffer_bytes).map_err(io_error)?;
         socket::set_timeouts(&socket, READ_TIMEOUT, WRITE_TIMEOUT).map_err(io_error)?;
         let local_addr = socket.local_addr().map_err(io_error)?;
@@ -240,20 +246,9 @@ impl UdpServer {
                  anyone on the way can read and alter everything. Not for the internet: see `Auth::Secure`"
             );
         }
-        let mut public_addresses = config.public_addresses;
-        if public_addresses.is_empty() {
-            if private_key.is_some() && local_addr.ip().is_unspecified() {
-                return Err(BindError::NoPublicAddress(local_addr));
-            }
-            public_addresses.push(local_addr);
-        }
-        for public in public_addresses
-            .iter_mut()
-            .filter(|public| public.port() == 0)
-        {
-            public.set_port(local_addr.port());
-        }
-
+        let public_addresses =
+            token::public_addresses(&config.public_addresses, local_addr, private_key.is_some())
+                .ok_or(BindError::NoPublicAddress(local_addr))?;
         let shards = Shards::new(ShardsConfig {
             transport_index: config.transport_index,
             protocol_id: config.protocol_id,
@@ -276,6 +271,11 @@ impl UdpServer {
             stop: AtomicBool::new(false),
             unsent: AtomicU64::new(0),
         });
+        Self::start(shared, local_addr).map_err(io_error)
+    }
+
+    /// Starts its two threads.
+    fn start(shared: Arc<Shared>, local_addr: SocketAddr) -> io::Result<Self> {
         let (outbox, batches) = bounded(OUTBOX_BATCHES);
         let (used, used_batches) = bounded(OUTBOX_BATCHES);
         let mut server = Self {
@@ -289,15 +289,11 @@ impl UdpServer {
             rejected: Rejected::default(),
         };
         // If the second thread cannot be made, dropping `server` stops the first.
-        server
-            .spawn("tandem-udp-send", {
-                let shared = shared.clone();
-                move || shared.run_sender(&batches, &used)
-            })
-            .map_err(io_error)?;
-        server
-            .spawn("tandem-udp-recv", move || shared.run_receiver())
-            .map_err(io_error)?;
+        server.spawn("tandem-udp-send", {
+            let shared = shared.clone();
+            move || shared.run_sender(&batches, &used)
+        })?;
+        server.spawn("tandem-udp-recv", move || shared.run_receiver())?;
         Ok(server)
     }
 

@@ -429,6 +429,26 @@ pub(super) fn validate(token: &ConnectToken) -> Result<(), TokenError> {
     Ok(())
 }
 
+/// The addresses that tokens may name: those that were set, or the one that is listened on. Port 0 is that one's. `None`
+/// where tokens are used, and nobody could say by which address the server is reached.
+pub(in crate::transport) fn public_addresses(
+    set: &[SocketAddr],
+    local: SocketAddr,
+    is_secure: bool,
+) -> Option<Vec<SocketAddr>> {
+    if set.is_empty() {
+        let is_known = !is_secure || !local.ip().is_unspecified();
+        return is_known.then(|| vec![local]);
+    }
+    let with_port = |mut address: SocketAddr| {
+        if address.port() == 0 {
+            address.set_port(local.port());
+        }
+        address
+    };
+    Some(set.iter().copied().map(with_port).collect())
+}
+
 /// Time since 1970, in which tokens expire. Zero if the system's clock is before that.
 pub(crate) fn unix_time() -> Duration {
     SystemTime::now()

@@ -77,6 +77,35 @@ struct Visit {
     refused: Option<(SocketAddr, String)>,
 }
 
+impl Visit {
+    fn new(peer: SocketAddr, permit: Permit) -> Self {
+        Self {
+            peer,
+            permit: Some(permit),
+            upgrade: None,
+            download: None,
+            refused: None,
+        }
+    }
+
+    /// What there is for a WebSocket, when its request has been answered: `served`, or not in time.
+    fn upgraded(&mut self, served: bool) -> Result<(OnUpgrade, SocketAddr, Permit), NoUpgrade> {
+        if let Some((addr, why)) = self.refused.take() {
+            return Err(NoUpgrade::Refused(addr, why));
+        }
+        let Some((upgrade, addr)) = self.upgrade.take() else {
+            return Err(match served || self.download.is_some() {
+                true => NoUpgrade::Answered,
+                false => NoUpgrade::Broken(self.peer),
+            });
+        };
+        match self.permit.take() {
+            Some(permit) => Ok((upgrade, addr, permit)),
+            None => Err(NoUpgrade::Broken(self.peer)),
+        }
+    }
+}
+
 /// Why a connection did not become a WebSocket.
 pub(super) enum NoUpgrade {
     /// It asked for something else, and has it.
@@ -125,13 +154,7 @@ impl Http {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let visit = Arc::new(Mutex::new(Visit {
-            peer,
-            permit: Some(permit),
-            upgrade: None,
-            download: None,
-            refused: None,
-        }));
+        let visit = Arc::new(Mutex::new(Visit::new(peer, permit)));
         let service = service_fn(|request| {
             let (http, visit, closed) = (self.clone(), visit.clone(), closed.clone());
             async move {
@@ -160,27 +183,8 @@ impl Http {
             }
             Err(_) => false,
         };
-        let (upgrade, permit, refused, downloaded) = {
-            let mut visit = lock(&visit);
-            (
-                visit.upgrade.take(),
-                visit.permit.take(),
-                visit.refused.take(),
-                visit.download.is_some(),
-            )
-        };
         let broken = || NoUpgrade::Broken(peer);
-        if let Some((addr, why)) = refused {
-            return Err(NoUpgrade::Refused(addr, why));
-        }
-        let Some((upgrade, addr)) = upgrade else {
-            return Err(if served || downloaded {
-                NoUpgrade::Answered
-            } else {
-                broken()
-            });
-        };
-        let permit = permit.ok_or_else(broken)?;
+        let (upgrade, addr, permit) = lock(&visit).upgraded(served)?;
         let upgraded = timeout_at(deadline, upgrade).await;
         let upgraded = upgraded.ok().and_then(Result::ok).ok_or_else(broken)?;
         let parts = upgraded.downcast::<TokioIo<S>>().map_err(|_| broken())?;

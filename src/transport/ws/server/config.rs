@@ -5,6 +5,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use tracing::warn;
+
 use super::MIN_QUEUE_BYTES;
 use crate::transport::LinkPace;
 use crate::transport::udp::Auth;
@@ -151,4 +153,52 @@ pub enum WsBindError {
         /// What the system said.
         source: io::Error,
     },
+}
+
+impl WsServerConfig {
+    pub(super) fn is_secure(&self) -> bool {
+        matches!(self.auth, Auth::Secure { .. })
+    }
+
+    fn is_loopback(&self) -> bool {
+        self.addr.ip().to_canonical().is_loopback()
+    }
+
+    /// What can be told before anything is opened.
+    pub(super) fn check(&self) -> Result<(), WsBindError> {
+        if !self.is_secure() && !self.is_loopback() && !self.insecure_anywhere {
+            return Err(WsBindError::Insecure(self.addr));
+        }
+        match self.web.as_ref().filter(|folder| !folder.is_dir()) {
+            Some(folder) => Err(WsBindError::NoFolder(folder.clone())),
+            None => Ok(()),
+        }
+    }
+
+    /// Tells the log what is dangerous about it.
+    pub(super) fn warn(&self, local_addr: SocketAddr) {
+        if self.is_loopback() {
+            return;
+        }
+        if !self.is_secure() {
+            warn!(
+                "listening on {local_addr} WITHOUT authentication: anyone can connect as anyone; see `Auth::Secure`"
+            );
+        } else if self.tls.is_none() && self.trusted_proxies.is_empty() {
+            warn!(
+                "connect tokens come to {local_addr} readable by anyone on the way, who can use them first; set `tls`, or \
+                 put a proxy with TLS in front and name it in `trusted_proxies`"
+            );
+        }
+    }
+}
+
+impl WsBindError {
+    pub(super) fn of(addr: SocketAddr, source: io::Error) -> Self {
+        match source.kind() {
+            io::ErrorKind::AddrInUse => Self::InUse(addr),
+            io::ErrorKind::AddrNotAvailable => Self::NoSuchAddress(addr.ip()),
+            _ => Self::Io { addr, source },
+        }
+    }
 }

@@ -45,6 +45,19 @@ pub(super) struct InboxState {
 }
 
 impl ServerInbox {
+    pub(super) fn new(transport_index: u8, capacity: usize) -> Self {
+        Self {
+            state: Mutex::new(InboxState {
+                ids: LinkIds::new(transport_index),
+                events: Vec::new(),
+                paused: HashMap::new(),
+                stopped: false,
+            }),
+            waiting: AtomicUsize::new(0),
+            capacity: capacity.max(1),
+        }
+    }
+
     pub(super) fn lock(&self) -> MutexGuard<'_, InboxState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -6,8 +6,8 @@ mod inbox;
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Waker;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -20,10 +20,9 @@ use tokio::runtime::Runtime;
 use tokio::time::{timeout, timeout_at};
 use tokio_rustls::TlsAcceptor;
 use tokio_tungstenite::tungstenite::protocol::{Message, Role};
-use tracing::warn;
 
 pub use config::{WsBindError, WsServerConfig};
-use inbox::{Event, InboxState, LinkInbox, Presence, ServerInbox, fleeting};
+use inbox::{Event, LinkInbox, Presence, ServerInbox, fleeting};
 
 use crate::transport::udp::Auth;
 use crate::transport::udp::token::{self, TokenError};
@@ -37,8 +36,8 @@ use crate::transport::ws::socket::{Error, Socket};
 use crate::transport::ws::stats::Stats;
 use crate::transport::ws::tls::{Certificate, RELOAD_INTERVAL};
 use crate::transport::{
-    CloseReason, Delivery, LinkEvent, LinkId, LinkIds, LinkPace, MAX_STREAM_DATAGRAM_BYTES,
-    PeerInfo, Rejected, ServerTransport, SharedBytes, TokenUse, TransportKind, TransportStats,
+    CloseReason, Delivery, LinkEvent, LinkId, LinkPace, MAX_STREAM_DATAGRAM_BYTES, PeerInfo,
+    Rejected, ServerTransport, SharedBytes, TokenUse, TransportKind, TransportStats,
 };
 
 /// What the system holds for each connection. More would hide from us that a peer does not read.
@@ -117,111 +116,23 @@ impl WsServer {
     /// # Errors
     /// If it cannot listen there, see [`WsBindError`].
     pub fn bind(config: WsServerConfig) -> Result<Self, WsBindError> {
-        let addr = config.addr;
-        let io_error = |source: io::Error| match source.kind() {
-            io::ErrorKind::AddrInUse => WsBindError::InUse(addr),
-            io::ErrorKind::AddrNotAvailable => WsBindError::NoSuchAddress(addr.ip()),
-            _ => WsBindError::Io { addr, source },
-        };
-        let is_loopback = addr.ip().to_canonical().is_loopback();
-        let is_secure = matches!(config.auth, Auth::Secure { .. });
-        if !is_secure && !is_loopback && !config.insecure_anywhere {
-            return Err(WsBindError::Insecure(addr));
-        }
-        if let Some(folder) = config.web.as_ref().filter(|folder| !folder.is_dir()) {
-            return Err(WsBindError::NoFolder(folder.clone()));
-        }
+        let io_error = |source| WsBindError::of(config.addr, source);
+        config.check()?;
         let certificate = config.tls.clone().map(Certificate::load).transpose()?;
         let tls = match &certificate {
             Some(certificate) => Some(TlsAcceptor::from(Arc::new(certificate.server_config()?))),
             None => None,
         };
-        let listener = listen(addr).map_err(io_error)?;
+        let listener = listen(config.addr).map_err(io_error)?;
         let local_addr = listener.local_addr().map_err(io_error)?;
-        let mut public_addresses = config.public_addresses;
-        if public_addresses.is_empty() {
-            if is_secure && local_addr.ip().is_unspecified() {
-                return Err(WsBindError::NoPublicAddress(local_addr));
-            }
-            public_addresses.push(local_addr);
-        }
-        for public in public_addresses
-            .iter_mut()
-            .filter(|public| public.port() == 0)
-        {
-            public.set_port(local_addr.port());
-        }
-        if !is_secure && !is_loopback {
-            warn!(
-                "listening on {local_addr} WITHOUT authentication: anyone can connect as anyone; see `Auth::Secure`"
-            );
-        }
-        if is_secure && !is_loopback && tls.is_none() && config.trusted_proxies.is_empty() {
-            warn!(
-                "connect tokens come to {local_addr} readable by anyone on the way, who can use them first; set `tls`, or \
-                 put a proxy with TLS in front and name it in `trusted_proxies`"
-            );
-        }
-
-        let handshakes = Gate::new(config.max_handshakes, config.max_handshakes_per_address);
-        let shared = Arc::new(Shared {
-            http: Arc::new(Http::new(
-                config.web.as_deref(),
-                config.allowed_origins,
-                config.trusted_proxies,
-                handshakes,
-            )),
-            gate: Gate::new(config.max_sessions, config.max_links_per_address),
-            inbox: ServerInbox {
-                state: Mutex::new(InboxState {
-                    ids: LinkIds::new(config.transport_index),
-                    events: Vec::new(),
-                    paused: HashMap::new(),
-                    stopped: false,
-                }),
-                waiting: AtomicUsize::new(0),
-                capacity: config.inbox_datagrams.max(1),
-            },
-            stats: Arc::default(),
-            refusals: RefusalLog::default(),
-            closed: Arc::default(),
-            tls,
-            auth: config.auth,
-            protocol_id: config.protocol_id,
-            public_addresses,
-            rules: LinkRules {
-                limits: Limits::FROM_CLIENT,
-                peer_is_client: true,
-                budget: None,
-                ping_interval: config.ping_interval,
-                timeout: config.client_timeout,
-                congested_above: config.congested_above,
-                drop_congested_after: config.drop_congested_after,
-            },
-            max_datagrams_per_s: config.max_datagrams_per_s,
-            max_bytes_per_s: config.max_bytes_per_s,
-            pace: config.pace,
-            handshake_timeout: config.handshake_timeout,
-            auth_timeout: config.auth_timeout,
-        });
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(config.threads.max(1))
-            .max_blocking_threads(4) // for files
-            .thread_name("tandem-ws")
-            .enable_all()
-            .build()
-            .map_err(io_error)?;
-        {
-            let _inside = runtime.enter();
-            let listener = TcpListener::from_std(listener).map_err(io_error)?;
-            runtime.spawn(shared.clone().accept(listener));
-            if let Some(certificate) = certificate {
-                runtime.spawn(certificate.keep_fresh(RELOAD_INTERVAL));
-            }
-        }
-        Ok(Self {
-            shared,
-            runtime: Some(runtime),
+        let public_addresses =
+            token::public_addresses(&config.public_addresses, local_addr, config.is_secure())
+                .ok_or(WsBindError::NoPublicAddress(local_addr))?;
+        config.warn(local_addr);
+        let runtime = start_runtime(config.threads).map_err(io_error)?;
+        let mut server = Self {
+            shared: Arc::new(Shared::new(&config, tls, public_addresses)),
+            runtime: None,
             local_addr,
             links: HashMap::new(),
             dirty: Vec::new(),
@@ -230,7 +141,17 @@ impl WsServer {
             congested_above: config.congested_above,
             rejected: Rejected::default(),
             events: Vec::new(),
-        })
+        };
+        {
+            let _inside = runtime.enter();
+            let listener = TcpListener::from_std(listener).map_err(io_error)?;
+            runtime.spawn(server.shared.clone().accept(listener));
+            if let Some(certificate) = certificate {
+                runtime.spawn(certificate.keep_fresh(RELOAD_INTERVAL));
+            }
+        }
+        server.runtime = Some(runtime);
+        Ok(server)
     }
 
     /// The link, if a datagram of that many bytes may be sent over it now.
@@ -427,7 +348,55 @@ fn configure(stream: &TcpStream) -> io::Result<()> {
     Ok(())
 }
 
+fn start_runtime(threads: usize) -> io::Result<Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(threads.max(1))
+        .max_blocking_threads(4) // for files
+        .thread_name("tandem-ws")
+        .enable_all()
+        .build()
+}
+
 impl Shared {
+    fn new(
+        config: &WsServerConfig,
+        tls: Option<TlsAcceptor>,
+        public_addresses: Vec<SocketAddr>,
+    ) -> Self {
+        let handshakes = Gate::new(config.max_handshakes, config.max_handshakes_per_address);
+        Self {
+            http: Arc::new(Http::new(
+                config.web.as_deref(),
+                config.allowed_origins.clone(),
+                config.trusted_proxies.clone(),
+                handshakes,
+            )),
+            gate: Gate::new(config.max_sessions, config.max_links_per_address),
+            inbox: ServerInbox::new(config.transport_index, config.inbox_datagrams),
+            stats: Arc::default(),
+            refusals: RefusalLog::default(),
+            closed: Arc::default(),
+            tls,
+            auth: config.auth.clone(),
+            protocol_id: config.protocol_id,
+            public_addresses,
+            rules: LinkRules {
+                limits: Limits::FROM_CLIENT,
+                peer_is_client: true,
+                budget: None,
+                ping_interval: config.ping_interval,
+                timeout: config.client_timeout,
+                congested_above: config.congested_above,
+                drop_congested_after: config.drop_congested_after,
+            },
+            max_datagrams_per_s: config.max_datagrams_per_s,
+            max_bytes_per_s: config.max_bytes_per_s,
+            pace: config.pace,
+            handshake_timeout: config.handshake_timeout,
+            auth_timeout: config.auth_timeout,
+        }
+    }
+
     async fn accept(self: Arc<Self>, listener: TcpListener) {
         loop {
             let (stream, peer) = match listener.accept().await {
@@ -571,39 +540,60 @@ impl Shared {
         addr: SocketAddr,
         outbox: &Arc<Outbox>,
     ) -> Result<(Presence, Permit), CloseReason> {
-        let refused = |why: &str| Err(CloseReason::Refused(why.to_owned()));
         let not_ready = |why: &str| Err(CloseReason::NotReady(why.to_owned()));
-        let first = loop {
-            match socket.read().await {
-                Ok(Message::Binary(bytes)) => break bytes,
-                Ok(Message::Ping(_) | Message::Pong(_)) => {}
-                Ok(Message::Close(_)) => return Err(CloseReason::ByPeer),
-                Ok(_) => return refused("the first message must say who you are"),
-                Err(Error::Io(error)) => return Err(CloseReason::Transport(error.to_string())),
-                Err(error) => return refused(&error.to_string()),
-            }
-        };
-        let Some((protocol_id, credentials)) = frame::decode_auth(&first) else {
-            return refused("the first message must say who you are");
-        };
+        let first = read_first(socket).await?;
+        let (protocol_id, credentials) = frame::decode_auth(&first)
+            .ok_or_else(|| refused("the first message must say who you are"))?;
         if protocol_id != self.protocol_id {
-            return refused("this server runs another game, or another version of it");
+            return Err(refused(
+                "this server runs another game, or another version of it",
+            ));
         }
-        let now_unix = token::unix_time().as_secs();
+        let peer = self.identify(addr, credentials)?;
+        let place = match self.gate.enter(Some(addr.ip())) {
+            Ok(place) => place,
+            Err(Full::InTotal) => return Err(CloseReason::Denied),
+            Err(Full::FromAddress) => return not_ready("too many players from your address"),
+        };
+        if self.closed.load(Ordering::Relaxed) {
+            return not_ready("it shuts down; connect to another");
+        }
+        let Some(link) = self.inbox.open(peer, outbox) else {
+            return not_ready("too much is going on; try again");
+        };
+        let presence = Presence {
+            shared: self.clone(),
+            link,
+            closed: false,
+        };
+        // Before anything that the app sends.
+        match socket.queue_binary(Bytes::from_static(&frame::MAGIC), Bytes::new()) {
+            Ok(()) => Ok((presence, place)),
+            Err(error) => Err(CloseReason::Transport(error.to_string())),
+        }
+    }
+
+    /// Who a client is by what it shows.
+    fn identify(
+        &self,
+        addr: SocketAddr,
+        credentials: Credentials,
+    ) -> Result<PeerInfo, CloseReason> {
         let (client_id, user_data, token) = match (&self.auth, credentials) {
             (Auth::Insecure, Credentials::Claim { client_id }) => (client_id, None, None),
             (Auth::Insecure, Credentials::Token(_)) => {
-                return refused("this server takes no tokens; connect with `WsAuth::Insecure`");
+                let why = "this server takes no tokens; connect with `WsAuth::Insecure`";
+                return Err(refused(why));
             }
             (Auth::Secure { .. }, Credentials::Claim { .. }) => {
-                return refused("this server wants a connect token of its back end");
+                return Err(refused("this server wants a connect token of its back end"));
             }
             (Auth::Secure { private_key }, Credentials::Token(bytes)) => {
                 let opened = token::open(
                     private_key,
                     self.protocol_id,
                     &bytes,
-                    now_unix,
+                    token::unix_time().as_secs(),
                     &self.public_addresses,
                 )
                 .map_err(|error| match error {
@@ -617,15 +607,7 @@ impl Shared {
                 (opened.client_id, Some(opened.user_data), Some(used))
             }
         };
-        let place = match self.gate.enter(Some(addr.ip())) {
-            Ok(place) => place,
-            Err(Full::InTotal) => return Err(CloseReason::Denied),
-            Err(Full::FromAddress) => return not_ready("too many players from your address"),
-        };
-        if self.closed.load(Ordering::Relaxed) {
-            return not_ready("it shuts down; connect to another");
-        }
-        let peer = PeerInfo {
+        Ok(PeerInfo {
             addr: Some(addr),
             client_id,
             user_data,
@@ -633,19 +615,26 @@ impl Shared {
             token,
             kind: TransportKind::WebSocket,
             delivery: Delivery::Stream,
-        };
-        let Some(link) = self.inbox.open(peer, outbox) else {
-            return not_ready("too much is going on; try again");
-        };
-        let presence = Presence {
-            shared: self.clone(),
-            link,
-            closed: false,
-        };
-        // Before anything that the app sends.
-        match socket.queue_binary(Bytes::from_static(&frame::MAGIC), Bytes::new()) {
-            Ok(()) => Ok((presence, place)),
-            Err(error) => Err(CloseReason::Transport(error.to_string())),
+        })
+    }
+}
+
+fn refused(why: &str) -> CloseReason {
+    CloseReason::Refused(why.to_owned())
+}
+
+/// The message in which a client says who it is.
+async fn read_first<S: AsyncRead + AsyncWrite + Unpin>(
+    socket: &mut Socket<S>,
+) -> Result<Bytes, CloseReason> {
+    loop {
+        match socket.read().await {
+            Ok(Message::Binary(bytes)) => return Ok(bytes),
+            Ok(Message::Ping(_) | Message::Pong(_)) => {}
+            Ok(Message::Close(_)) => return Err(CloseReason::ByPeer),
+            Ok(_) => return Err(refused("the first message must say who you are")),
+            Err(Error::Io(error)) => return Err(CloseReason::Transport(error.to_string())),
+            Err(error) => return Err(refused(&error.to_string())),
         }
     }
 }
