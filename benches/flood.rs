@@ -21,6 +21,9 @@
 #[allow(unused_imports)]
 #[path = "../examples/arena/game.rs"]
 mod arena_game;
+#[allow(dead_code, unused_imports)]
+#[path = "../examples/support/args.rs"]
+mod args;
 #[path = "../examples/arena/brain.rs"]
 mod brain;
 #[allow(unused_imports)]

@@ -10,6 +10,9 @@
 //! the slow client: its own queue, and what the system has not got rid of (Linux tells in `/proc/net/tcp`).
 
 // The arena's modules bring their tests along, which come to nothing here.
+#[allow(dead_code, unused_imports)]
+#[path = "../examples/support/args.rs"]
+mod args;
 #[path = "../examples/arena/brain.rs"]
 mod brain;
 #[allow(unused_imports)]

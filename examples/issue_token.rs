@@ -6,13 +6,16 @@
 //! The first line makes the key that back end and servers share, the second prints a token in base64. The player gets
 //! it over an encrypted connection (HTTPS), since whoever has it plays as that client.
 
+#[allow(dead_code, reason = "each program needs its part")]
+#[path = "support/args.rs"]
+mod args;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use bevy_tandem::headless::args;
 use bevy_tandem::transport::udp::DEFAULT_PROTOCOL_ID;
 use bevy_tandem::transport::udp::token::{self, TokenBuilder, TokenError};
 use lexopt::{Parser, ValueExt};

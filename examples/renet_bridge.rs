@@ -7,6 +7,10 @@
 //!
 //! Without a window: each client rows, and prints where the boats are and what others say. Ctrl-C leaves.
 
+#[allow(dead_code, reason = "each program needs its part")]
+#[path = "support/args.rs"]
+mod args;
+
 use std::net::{SocketAddr, UdpSocket};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -19,7 +23,7 @@ use bevy_renet::netcode::{
 };
 use bevy_renet::renet::{ClientId, ConnectionConfig, DefaultChannel};
 use bevy_renet::{RenetClient, RenetClientPlugin, RenetServer, RenetServerPlugin};
-use bevy_tandem::headless::{HeadlessPlugin, args};
+use bevy_tandem::headless::HeadlessPlugin;
 use bevy_tandem::prelude::*;
 use bevy_tandem::renet_bridge::{
     RenetBridgeClientPlugin, RenetBridgeServerPlugin, RenetPeer, channel_config,

@@ -13,6 +13,9 @@
 //! report says whether any was lost, came twice or out of order. With `--churn`, links are cut without a goodbye, and
 //! the sessions must go on over new ones.
 
+#[allow(dead_code, reason = "each program needs its part")]
+#[path = "../support/args.rs"]
+mod args;
 mod brain;
 mod crowd;
 mod game;
@@ -25,8 +28,8 @@ use std::process::ExitCode;
 use std::str::FromStr;
 use std::time::Duration;
 
+use bevy_tandem::headless::Signals;
 use bevy_tandem::headless::report::{self, ClientsReport};
-use bevy_tandem::headless::{Signals, args};
 use bevy_tandem::prelude::LinkConditions;
 use bevy_tandem::transport::udp::token;
 use lexopt::{Parser, ValueExt};

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use bevy::prelude::*;
 use bevy_tandem::client::{Connector, ResumeFinished, ResumeOutcome};
+use bevy_tandem::headless::Pace;
 use bevy_tandem::headless::report::ClientsReport;
-use bevy_tandem::headless::{Pace, args};
 use bevy_tandem::histogram::Histogram;
 use bevy_tandem::prelude::*;
 use bevy_tandem::transport::udp::token::{self, TokenBuilder};
@@ -19,6 +19,7 @@ use bevy_tandem::transport::ws::{WsAuth, WsClient, WsClientConfig};
 use bevy_tandem::transport::{ClientTransport, Conditioned, TransportKind};
 use fastrand::Rng;
 
+use crate::args;
 use crate::brain::BrainPlugin;
 use crate::game;
 use crate::ledger::{self, Ledger, LedgerPlugin, Ships};

@@ -5,6 +5,9 @@
 //!
 //! WASD steers, the mouse aims, its left button fires, F1 shows what the network does.
 
+#[allow(dead_code, reason = "each program needs its part")]
+#[path = "../support/args.rs"]
+mod args;
 mod brain;
 mod crowd;
 mod game;
@@ -23,7 +26,7 @@ use std::time::Duration;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bevy::prelude::*;
-use bevy_tandem::headless::{HeadlessPlugin, args};
+use bevy_tandem::headless::HeadlessPlugin;
 use bevy_tandem::prelude::*;
 use bevy_tandem::transport::udp::{ClientAuth, token};
 use bevy_tandem::transport::ws::{WsAuth, WsClientConfig};

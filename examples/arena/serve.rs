@@ -6,6 +6,9 @@
 //!
 //! Ctrl-C and SIGTERM tell the players and leave.
 
+#[allow(dead_code, reason = "each program needs its part")]
+#[path = "../support/args.rs"]
+mod args;
 mod game;
 mod host;
 mod map;
@@ -19,7 +22,7 @@ use bevy::log::tracing::Subscriber;
 use bevy::log::tracing_subscriber::registry::LookupSpan;
 use bevy::log::tracing_subscriber::{Layer, fmt};
 use bevy::prelude::*;
-use bevy_tandem::headless::{HeadlessPlugin, args};
+use bevy_tandem::headless::HeadlessPlugin;
 use bevy_tandem::prelude::*;
 use bevy_tandem::protocol::pacing::PacingSettings;
 use bevy_tandem::server::ListenAddresses;

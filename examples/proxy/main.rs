@@ -8,13 +8,16 @@
 //! For trying out how a game lives through it: in a hole, everything vanishes and nobody is told. What `cargo bots` does
 //! to a link acts on what the client says; this acts on the wire, so handshakes, keep-alives and farewells meet it too.
 
+#[allow(dead_code, reason = "each program needs its part")]
+#[path = "../support/args.rs"]
+mod args;
 mod relay;
 
 use std::net::SocketAddr;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use bevy_tandem::headless::{Signals, args};
+use bevy_tandem::headless::Signals;
 use lexopt::{Parser, ValueExt};
 
 use relay::{Hole, Relay, RelayConditions, Route, Stalls};
