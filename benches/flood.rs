@@ -16,6 +16,7 @@
 //! others, so that what is let through is also 100 times what a session may send. Who is disconnected or banned connects
 //! again, from another address, with the same account. What is counted is what the system took, and a server does not read all that comes over a
 //! WebSocket. Each of them has an account, so that whoever offends a third time is banned, and knocks in vain from then on.
+#![allow(unsafe_code, reason = "lets the flood go last")]
 
 // The arena's modules bring their tests along, which come to nothing here.
 #[allow(unused_imports)]

@@ -4,6 +4,7 @@
 //! all tests (default 300,000):
 //!
 //!     FUZZ_ITERATIONS=10000000 cargo test --release --test fuzz_decoders
+#![allow(unsafe_code, reason = "counts what is allocated")]
 
 use std::alloc::{GlobalAlloc, Layout as Memory, System};
 use std::cell::Cell;

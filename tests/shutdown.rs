@@ -1,6 +1,7 @@
 //! Signals to a server's process, seen from outside: what its players are told, and with which code it exits.
 //!
 //! The process is this test's own binary, started again as what `serve` runs: cargo builds no plain `serve` for tests.
+#![allow(unsafe_code, reason = "sends signals")]
 #![cfg(unix)]
 
 use std::env;

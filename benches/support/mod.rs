@@ -1,5 +1,6 @@
 //! For benchmarks of several processes, so that each one's cost is its own: the benchmark starts itself again in other
 //! roles, and talks with them in lines.
+#![allow(unsafe_code, reason = "asks the system for more files")]
 // Each benchmark uses its part of this.
 #![allow(dead_code)]
 

@@ -1,4 +1,8 @@
 //! What is done with a component of a copy, without naming its type, and how several are inserted together.
+#![allow(
+    unsafe_code,
+    reason = "components of types that are not named are laid out for insertion"
+)]
 
 use std::cell::RefCell;
 

@@ -1,4 +1,5 @@
 //! Which thread the system lets go first.
+#![allow(unsafe_code, reason = "priorities of threads have no safe interface")]
 
 use tracing::debug;
 

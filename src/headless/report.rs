@@ -9,6 +9,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use bevy::ecs::world::World;
+use cpu_time::ProcessTime;
 use serde::Serialize;
 
 use super::TickTimings;
@@ -343,26 +344,12 @@ pub fn write(path: &Path, report: &impl Serialize) -> io::Result<()> {
 
 /// Processor time that this process has used: user and kernel, all threads.
 pub fn cpu_time() -> Duration {
-    // SAFETY: `rusage` is plain numbers, for which all zeros is a value.
-    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
-    // SAFETY: the pointer is to a `rusage` of ours, which the call fills in.
-    if unsafe { libc::getrusage(libc::RUSAGE_SELF, &raw mut usage) } != 0 {
-        return Duration::ZERO;
-    }
-    let time = |t: libc::timeval| {
-        Duration::from_secs(t.tv_sec.unsigned_abs())
-            + Duration::from_micros(t.tv_usec.unsigned_abs())
-    };
-    time(usage.ru_utime) + time(usage.ru_stime)
+    ProcessTime::try_now().map_or(Duration::ZERO, |time| time.as_duration())
 }
 
-/// Resident memory of this process, where the system tells (`/proc`, so Linux).
+/// Resident memory of this process, where the system tells.
 pub fn resident_bytes() -> Option<u64> {
-    let statm = fs::read_to_string("/proc/self/statm").ok()?;
-    let pages: u64 = statm.split_whitespace().nth(1)?.parse().ok()?;
-    // SAFETY: reads a constant of the system.
-    let page_bytes = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
-    Some(pages * u64::try_from(page_bytes).ok()?)
+    memory_stats::memory_stats().map(|stats| stats.physical_mem as u64)
 }
 
 #[cfg(test)]

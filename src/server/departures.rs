@@ -3,6 +3,10 @@
 //! The game may end one from any system, observer or hook: while links are being served, while another ends, twice. What
 //! it asks for waits in [`Departures`] until [`end_departing`], once in a frame, after what was written to the session has
 //! been collected. A session entity that it despawns is gone at once, and its link follows there.
+#![allow(
+    unsafe_code,
+    reason = "an event whose type is known only here is triggered for an entity that is being despawned"
+)]
 
 use std::time::Duration;
 

@@ -1,4 +1,5 @@
 //! UDP sockets with large buffers, and reading many datagrams at a time.
+#![allow(unsafe_code, reason = "socket options and time stamps of the kernel")]
 
 use std::io;
 use std::mem::MaybeUninit;
