@@ -2,7 +2,7 @@
 //!
 //! `renetcode` brings the protocol for at most a thousand clients, found by walking through them.
 //! [`UdpServer`] puts many small [`NetcodeServer`](renetcode::NetcodeServer)s behind one socket and
-//! finds the right one by hash maps of its own, see `shards.rs`. Two threads do the work, so that
+//! finds the right one by hash maps of its own, see `shards`. Two threads do the work, so that
 //! the kernel's buffer is emptied while the app is busy, and encryption costs no frame time.
 //! [`UdpClient`] needs no thread: bots run by the hundred.
 //!
