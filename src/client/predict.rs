@@ -624,9 +624,20 @@ fn due_checks(world: &World, now: Tick) -> Due<'_> {
         .into_iter()
         .flat_map(DefaultQueryFilters::disabling_ids)
         .collect();
-    let is_hidden = |entity| {
+    // Most copies are like the one before.
+    let mut before = None;
+    let mut is_hidden = |entity| {
         let entity: Result<EntityRef, _> = world.get_entity(entity);
-        entity.is_ok_and(|entity| hiding.iter().any(|id| entity.contains_id(*id)))
+        let Ok(entity) = entity else { return false };
+        let archetype = entity.archetype();
+        match before {
+            Some((id, is_hidden)) if id == archetype.id() => is_hidden,
+            _ => {
+                let is_hidden = hiding.iter().any(|id| archetype.contains(*id));
+                before = Some((archetype.id(), is_hidden));
+                is_hidden
+            }
+        }
     };
     let mut hidden = Vec::new();
     let mut checks = Vec::with_capacity(mirror.predicted.len());

@@ -74,6 +74,9 @@ pub(super) struct Orders {
 /// Brings a copy up to date: its role, then values in place, then what is removed, then what is inserted, all at once,
 /// then its parent.
 pub(in crate::client) fn update(world: &mut World, update: &Update, tick: Tick) {
+    if is_only_compared(world.resource::<Mirror>(), update) {
+        return;
+    }
     let net = update.net;
     let mut whole = None;
     if update.is_anew {
@@ -129,6 +132,21 @@ pub(in crate::client) fn update(world: &mut World, update: &Update, tick: Tick) 
     if let Some(parent) = orders.parent {
         reparent(world, net, parent);
     }
+}
+
+/// Whether all that is told are new values of predicted components: reconciliation looks at them.
+fn is_only_compared(mirror: &Mirror, update: &Update) -> bool {
+    if update.meta || update.is_anew || !update.removed.is_empty() {
+        return false;
+    }
+    let local = mirror.locals.get(&update.net);
+    local.is_some_and(|local| {
+        local.role == Role::Predicted
+            && update.set.iter().all(|&id| {
+                let kind = mirror.kind(id);
+                kind.predicted && !kind.may_name && local.told.contains(id)
+            })
+    })
 }
 
 /// Inserts components together; says which entities they name.

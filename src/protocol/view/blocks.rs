@@ -54,6 +54,7 @@ impl BlockCache {
 
 impl BlockCache {
     /// The block of a partition for clients with this baseline, or `None` if it cannot be shared.
+    #[inline]
     pub(super) fn block(
         &mut self,
         pass: Pass,

@@ -180,6 +180,7 @@ impl View {
     }
 
     /// The common case: nothing special about this client, so its blocks are the same as everybody's.
+    #[inline]
     pub(super) fn encode_shared(
         &self,
         pass: Pass,
