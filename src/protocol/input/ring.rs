@@ -34,6 +34,7 @@ impl InputRing {
 
     /// Puts the input of `tick` in place of whatever its slot held. It is at most
     /// [`MAX_INPUT_BYTES`] long: both callers have looked.
+    #[inline]
     pub fn store(&mut self, tick: Tick, input: &[u8]) {
         if input.len() > self.slot_len {
             self.widen(input.len());
@@ -47,6 +48,7 @@ impl InputRing {
         self.bytes[start..start + input.len()].copy_from_slice(input);
     }
 
+    #[inline]
     pub fn get(&self, tick: Tick) -> Option<&[u8]> {
         let index = index_of(tick);
         let slot = self.slots[index].filter(|slot| slot.tick == tick)?;
@@ -54,6 +56,7 @@ impl InputRing {
         Some(&self.bytes[start..start + usize::from(slot.len)])
     }
 
+    #[inline]
     pub fn take(&mut self, tick: Tick) -> Option<&[u8]> {
         let index = index_of(tick);
         let slot = self.slots[index].take_if(|slot| slot.tick == tick)?;
@@ -78,6 +81,7 @@ impl InputRing {
     }
 }
 
+#[inline]
 pub(super) fn index_of(tick: Tick) -> usize {
     tick.0 as usize % SLOTS
 }
