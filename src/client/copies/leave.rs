@@ -47,7 +47,7 @@ pub(in crate::client) fn despawn_all_leaving(world: &mut World) {
     despawn_leaving(world, leaving);
 }
 
-pub(super) fn despawn_leaving(world: &mut World, mut nets: Vec<NetId>) {
+fn despawn_leaving(world: &mut World, mut nets: Vec<NetId>) {
     nets.sort_unstable();
     let mut mirror = world.resource_mut::<Mirror>();
     let mut entities = Vec::with_capacity(nets.len());
@@ -63,7 +63,7 @@ pub(super) fn despawn_leaving(world: &mut World, mut nets: Vec<NetId>) {
     }
 }
 
-pub(super) fn is_due(world: &World, net: NetId, leaving: &Leaving) -> bool {
+fn is_due(world: &World, net: NetId, leaving: &Leaving) -> bool {
     if leaving.local.role == Role::Interpolated
         && let Some(playhead) = world.get_resource::<Playhead>()
         && playhead
@@ -117,7 +117,7 @@ pub(in crate::client) fn despawn(world: &mut World, entity: Entity) {
 }
 
 /// A copy has lost its parent ahead of time: what waits for what is drawn to give it another place happens at once.
-pub(super) fn move_now(world: &mut World, net: NetId) {
+fn move_now(world: &mut World, net: NetId) {
     let mut mirror = world.resource_mut::<Mirror>();
     let mut parent = None;
     mirror.scheduled.retain(|scheduled| match scheduled.event {

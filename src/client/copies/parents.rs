@@ -73,7 +73,7 @@ pub(in crate::client) fn put_back(world: &mut World, net: NetId) {
 }
 
 /// Takes off what leads from `entity` down to `target`, which is to be its parent.
-pub(super) fn break_cycle(world: &mut World, entity: Entity, target: Entity) {
+fn break_cycle(world: &mut World, entity: Entity, target: Entity) {
     let below = std::iter::once(target)
         .chain(ancestors(world, target))
         .find(|at| world.get::<ChildOf>(*at).map(ChildOf::parent) == Some(entity));

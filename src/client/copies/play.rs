@@ -13,7 +13,7 @@ use crate::protocol::interpolation::Playback;
 use crate::protocol::layout::{ComponentId, NetId};
 
 /// How long a change of parent waits for a parent that may still come, in ticks.
-pub(super) const LONGEST_WAIT: i32 = 60;
+const LONGEST_WAIT: i32 = 60;
 
 /// Does what was scheduled up to the moment that is drawn.
 pub(in crate::client) fn play(world: &mut World) {
@@ -57,7 +57,7 @@ pub(in crate::client) fn play(world: &mut World) {
 }
 
 /// Does what is due of one copy.
-pub(super) fn play_events(world: &mut World, events: &[Scheduled], playback: &Playback) {
+fn play_events(world: &mut World, events: &[Scheduled], playback: &Playback) {
     let net = events[0].net;
     let Some(entity) = world.resource::<Mirror>().entity(net) else {
         return;

@@ -38,17 +38,13 @@ pub(super) fn set_role(world: &mut World, net: NetId) -> bool {
 }
 
 /// Does something to an entity that is still there: observers of what came before may have despawned it.
-pub(super) fn with_entity(
-    world: &mut World,
-    entity: Entity,
-    act: impl FnOnce(&mut EntityWorldMut),
-) {
+fn with_entity(world: &mut World, entity: Entity, act: impl FnOnce(&mut EntityWorldMut)) {
     if let Ok(mut entity) = world.get_entity_mut(entity) {
         act(&mut entity);
     }
 }
 
-pub(super) fn set_owner(world: &mut World, entity: Entity, owner: Option<Owner>) {
+fn set_owner(world: &mut World, entity: Entity, owner: Option<Owner>) {
     with_entity(world, entity, |entity| match owner {
         Some(owner) if entity.get() != Some(&owner) => {
             entity.insert(owner);
@@ -60,7 +56,7 @@ pub(super) fn set_owner(world: &mut World, entity: Entity, owner: Option<Owner>)
     });
 }
 
-pub(super) fn set_owned(world: &mut World, entity: Entity, is_own: bool) {
+fn set_owned(world: &mut World, entity: Entity, is_own: bool) {
     if world.get::<Owned>(entity).is_some() == is_own {
         return;
     }
@@ -80,7 +76,7 @@ pub(super) fn set_owned(world: &mut World, entity: Entity, is_own: bool) {
     });
 }
 
-pub(super) fn mark(world: &mut World, entity: Entity, role: Role) {
+fn mark(world: &mut World, entity: Entity, role: Role) {
     let is_predicted = role == Role::Predicted;
     with_entity(world, entity, |entity| {
         if is_predicted && entity.contains::<Interpolated>() {

@@ -72,7 +72,7 @@ pub(super) fn spawn(world: &mut World, net: NetId, tick: Tick) {
 }
 
 /// The components that tell what a copy is to this client.
-pub(super) fn assemble_role(world: &World, net: NetId, role: Role, out: &mut BundleWriter) {
+fn assemble_role(world: &World, net: NetId, role: Role, out: &mut BundleWriter) {
     let mirror = world.resource::<Mirror>();
     let meta = mirror.replica.entity(net).map(|entity| entity.meta);
     let meta = meta.unwrap_or_default();
@@ -97,7 +97,7 @@ pub(super) fn assemble_role(world: &World, net: NetId, role: Role, out: &mut Bun
 }
 
 /// All values of an entity; says what its parent is.
-pub(super) fn assemble_values(
+fn assemble_values(
     world: &World,
     net: NetId,
     role: Role,

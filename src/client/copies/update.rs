@@ -60,7 +60,7 @@ impl Update {
 
 /// What an update does to a copy.
 #[derive(Default)]
-pub(super) struct Orders {
+struct Orders {
     changed: SmallVec<[ComponentId; 8]>,
     /// To be drawn later; whether something moves there from the value before.
     sampled: SmallVec<[(ComponentId, bool); 4]>,
@@ -179,7 +179,7 @@ fn insert_all(
 }
 
 /// Sorts what an update says by how it is done, and schedules what waits for what is drawn.
-pub(super) fn give_orders(world: &mut World, update: &Update, local: &Local, tick: Tick) -> Orders {
+fn give_orders(world: &mut World, update: &Update, local: &Local, tick: Tick) -> Orders {
     let has_timeline = world.contains_resource::<Playhead>();
     let mirror = world.resource::<Mirror>();
     let child_of = mirror.child_of();
@@ -215,12 +215,7 @@ pub(super) fn give_orders(world: &mut World, update: &Update, local: &Local, tic
 }
 
 /// Which of these components a copy has.
-pub(super) fn present(
-    world: &World,
-    mirror: &Mirror,
-    entity: Entity,
-    ids: &[ComponentId],
-) -> ComponentSet {
+fn present(world: &World, mirror: &Mirror, entity: Entity, ids: &[ComponentId]) -> ComponentSet {
     let mut present = ComponentSet::default();
     if let Ok(entity) = world.get_entity(entity) {
         for &id in ids {
@@ -232,7 +227,7 @@ pub(super) fn present(
 
 /// Which of these components come now because a plain one that comes with them requires them: inserted later, they would
 /// have a default value until then.
-pub(super) fn required(
+fn required(
     world: &World,
     mirror: &Mirror,
     role: Role,
@@ -266,7 +261,7 @@ pub(super) fn required(
 }
 
 /// The orders for one copy, while they are made up.
-pub(super) struct Sorting<'a> {
+struct Sorting<'a> {
     mirror: &'a mut Mirror,
     net: NetId,
     tick: Tick,
@@ -348,7 +343,7 @@ pub(super) fn remove(world: &mut World, entity: Entity, components: &[ComponentI
 }
 
 /// Forgets what was drawn and predicted of a copy.
-pub(super) fn start_over(world: &mut World, net: NetId) {
+fn start_over(world: &mut World, net: NetId) {
     let mut mirror = world.resource_mut::<Mirror>();
     mirror.unschedule(net);
     let Some(local) = mirror.locals.get_mut(&net) else {
@@ -370,7 +365,7 @@ pub(super) fn start_over(world: &mut World, net: NetId) {
 }
 
 /// Values that were kept to be drawn or compared are so no more.
-pub(super) fn forget(world: &mut World, entity: Entity) {
+fn forget(world: &mut World, entity: Entity) {
     let types = world.resource::<ClientTypes>().components.clone();
     if let Ok(mut entity) = world.get_entity_mut(entity) {
         for fns in types.iter() {
@@ -400,13 +395,7 @@ pub(in crate::client) fn retell_names(world: &mut World, spawned: &[NetId], tick
     }
 }
 
-pub(super) fn retell(
-    world: &mut World,
-    holder: NetId,
-    component: ComponentId,
-    target: NetId,
-    tick: Tick,
-) {
+fn retell(world: &mut World, holder: NetId, component: ComponentId, target: NetId, tick: Tick) {
     let mut mirror = world.resource_mut::<Mirror>();
     if component == mirror.child_of() {
         // One that is scheduled finds its parent when it is due.

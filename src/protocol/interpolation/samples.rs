@@ -19,7 +19,7 @@ pub struct SampleBuffer<T> {
 }
 
 #[derive(Clone, Debug)]
-pub(super) struct Entry<T> {
+struct Entry<T> {
     tick: Tick,
     value: T,
     hold: Option<Tick>,

@@ -78,29 +78,29 @@ impl Starvation {
 /// How many slots are remembered: 8.5 s at 30 snapshots a second.
 pub(super) const WINDOW: usize = 256;
 /// With fewer slots than this, playback stays another send interval behind, against surprises.
-pub(super) const FEW_SLOTS: usize = 32;
+const FEW_SLOTS: usize = 32;
 /// So many of them tell how soon snapshots have arrived lately.
-pub(super) const RECENT_SLOTS: usize = 8;
+const RECENT_SLOTS: usize = 8;
 /// The most lost slots that are inferred from a gap.
-pub(super) const MAX_LOST_SLOTS: i32 = 8;
+const MAX_LOST_SLOTS: i32 = 8;
 /// This long without a frame, the client itself was suspended: what it then finds waiting tells
 /// nothing about the network.
-pub(super) const SUSPENDED_AFTER: Duration = Duration::from_millis(250);
+const SUSPENDED_AFTER: Duration = Duration::from_millis(250);
 /// Lateness beyond `jump_beyond` for this long means that the server's clock was set back.
-pub(super) const OUTAGE_BELIEVED_AFTER: Duration = Duration::from_millis(250);
+const OUTAGE_BELIEVED_AFTER: Duration = Duration::from_millis(250);
 /// Lacking more delay than this, in ticks, growing it is urgent.
-pub(super) const GROW_FIRMLY_BEYOND_TICKS: f64 = 6.0;
+const GROW_FIRMLY_BEYOND_TICKS: f64 = 6.0;
 /// Having more delay in excess than this, in ticks, an outage is over, and it should be noticed.
-pub(super) const SHRINK_FIRMLY_BEYOND_TICKS: f64 = 15.0;
-pub(super) const GENTLE_RATE: f64 = 0.05;
-pub(super) const FIRM_RATE: f64 = 0.25;
+const SHRINK_FIRMLY_BEYOND_TICKS: f64 = 15.0;
+const GENTLE_RATE: f64 = 0.05;
+const FIRM_RATE: f64 = 0.25;
 /// Rate per tick of error when the delay must grow.
-pub(super) const GROW_GAIN: f64 = 0.05;
+const GROW_GAIN: f64 = 0.05;
 /// Rate per tick of error when the delay may shrink, beyond the dead band.
-pub(super) const SHRINK_GAIN: f64 = 0.01;
-pub(super) const SHRINK_DEADBAND_TICKS: f64 = 0.25;
+const SHRINK_GAIN: f64 = 0.01;
+const SHRINK_DEADBAND_TICKS: f64 = 0.25;
 /// Frames past the newest snapshot are remembered by whole ticks, so many of them.
-pub(super) const PENDING_TICKS: usize = 512;
+const PENDING_TICKS: usize = 512;
 
 /// One client's estimate of what moment to draw, from when snapshots arrive.
 ///
@@ -425,7 +425,7 @@ impl Timeline {
 
 /// How much faster or slower than 1 to play, `error` ticks behind (or, if negative, before) where
 /// playback should be.
-pub(super) fn rate_for(error: f64) -> f64 {
+fn rate_for(error: f64) -> f64 {
     if !(-GROW_FIRMLY_BEYOND_TICKS..=SHRINK_FIRMLY_BEYOND_TICKS).contains(&error) {
         FIRM_RATE.copysign(error)
     } else if error < 0.0 {

@@ -65,7 +65,7 @@ pub enum Refusal {
     TooManyAddresses,
 }
 
-pub(super) fn whole_seconds(duration: Duration) -> u64 {
+fn whole_seconds(duration: Duration) -> u64 {
     duration
         .as_secs()
         .saturating_add(u64::from(duration.subsec_nanos() > 0))

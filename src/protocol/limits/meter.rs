@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 /// Fractions of a token, so that a nanosecond at one token per second is one of them: refilling is exact.
-pub(super) const NANO: u64 = 1_000_000_000;
+const NANO: u64 = 1_000_000_000;
 
 /// How often, on average and at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

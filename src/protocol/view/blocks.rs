@@ -15,7 +15,7 @@ use crate::wire::bits::{BitWriter, Bits};
 /// Clear it when the archive changes.
 #[derive(Debug, Default)]
 pub struct BlockCache {
-    pub(super) blocks: HashMap<(PartitionId, Tick), Shared>,
+    blocks: HashMap<(PartitionId, Tick), Shared>,
     pub(super) gone: Vec<NetId>,
     pub(super) updates: Vec<Candidate>,
     pub(super) in_turn: Vec<NetId>,
@@ -25,7 +25,7 @@ pub struct BlockCache {
 
 /// What clients with the same baseline are sent of a partition.
 #[derive(Debug)]
-pub(super) enum Shared {
+enum Shared {
     Block(Block),
     /// Longer than so many bits, which was all that somebody had room for. Others may have more.
     LongerThan(usize),

@@ -83,23 +83,19 @@ impl Candidate {
 /// Serialised values above this many bytes travel apart, so that one of them cannot fill a snapshot.
 pub(super) const MAX_INLINE_BYTES: usize = 256;
 /// The same for an entity that alone is too large for a snapshot.
-pub(super) const MAX_INLINE_BYTES_WHEN_CROWDED: usize = 8;
+const MAX_INLINE_BYTES_WHEN_CROWDED: usize = 8;
 /// How many entities of the backlog compete for a snapshot.
-pub(super) const BACKLOG_WINDOW: usize = 256;
+const BACKLOG_WINDOW: usize = 256;
 /// Snapshots remembered while unacknowledged. Acknowledgements reach 32 datagrams back; the rest is slack for
 /// those that are late.
-pub(super) const MAX_IN_FLIGHT: usize = 128;
+const MAX_IN_FLIGHT: usize = 128;
 /// What closes a snapshot: the ends of both lists and of the blocks, and whether it is complete.
-pub(super) const TRAILER_BITS: usize = 4;
+const TRAILER_BITS: usize = 4;
 /// Candidates that may fail to fit before a snapshot counts as full.
-pub(super) const MISFITS: usize = 4;
+const MISFITS: usize = 4;
 
 /// Whether it is known not to fit a snapshot with so much room even alone.
-pub(super) fn is_oversized(
-    oversized: &HashMap<NetId, (Tick, usize)>,
-    pass: Pass,
-    net: NetId,
-) -> bool {
+fn is_oversized(oversized: &HashMap<NetId, (Tick, usize)>, pass: Pass, net: NetId) -> bool {
     if oversized.is_empty() {
         return false;
     }
@@ -112,7 +108,7 @@ pub(super) fn is_oversized(
 }
 
 /// Sorts the first `most`; those after them come in any order.
-pub(super) fn sort_by_urgency(updates: &mut [Candidate], most: usize) {
+fn sort_by_urgency(updates: &mut [Candidate], most: usize) {
     let by_urgency = |a: &Candidate, b: &Candidate| {
         let urgency = b.urgency.total_cmp(&a.urgency);
         urgency.then_with(|| a.net.cmp(&b.net))
